@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast microflow is, each time beside something that the reader knows: ``python -m benchmarks``.
+
+Each module measures one thing and, in the same run, its floor: the least that the standard library takes for
+something comparable. The two take turns, so that a machine that slows down slows both. A figure is the median of
+five runs; ``spread`` shows the lowest and the highest. Speed is never judged inside the test suite.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = 5
+
+
+class Budget(NamedTuple):
+    """The most that a benchmark may take: ``limit`` is held against ``ratio`` or against ``microflow``, by ``of``."""
+
+    limit: float
+    of: str
+
+
+# What may be taken, by the name of the module that measures it. A budget is never loosened to fit a change.
+BUDGETS = {
+    "import_time": Budget(1.0, "ratio"),
+    "task_call": Budget(60.0, "microflow"),
+    "submit_wait": Budget(4.0, "ratio"),
+}
+
+
+def compare(
+    ours: Callable[[], float], floor: Callable[[], float], *, what: str, beside: str, unit: str, smoke: bool
+) -> dict[str, Any]:
+    """Measure both in turns and return what one JSON line says; with ``smoke`` a single run proves that it works."""
+    runs = [(ours(), floor()) for _ in range(1 if smoke else RUNS)]
+    mine, least = ([run[side] for run in runs] for side in (0, 1))
+    median, floor_median = statistics.median(mine), statistics.median(least)
+    return {
+        "what": what,
+        "beside": beside,
+        "unit": unit,
+        "microflow": round(median, 3),
+        "spread": [round(min(mine), 3), round(max(mine), 3)],
+        "floor": round(floor_median, 3),
+        "floor_spread": [round(min(least), 3), round(max(least), 3)],
+        "ratio": round(median / floor_median, 2),
+        "runs": len(runs),
+    }
+
+
+@contextmanager
+def home_on_disk() -> Iterator[Path]:
+    """An empty home folder for the runs of one benchmark; ``TMPDIR`` says on which disk."""
+    before = os.environ.get("MICROFLOW_HOME")
+    with tempfile.TemporaryDirectory(prefix="microflow-benchmark-") as folder:
+        os.environ["MICROFLOW_HOME"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            if before is None:
+                del os.environ["MICROFLOW_HOME"]
+            else:
+                os.environ["MICROFLOW_HOME"] = before

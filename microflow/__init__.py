@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""microflow: Prefect's programming model as an embedded engine. A run is a log; nothing else is needed.
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ._arguments import allow_failure, opaque, quote, unmapped
+    from .client.orchestration import get_client
+    from .context import tags
+    from .flows import Flow, flow
+    from .logging import get_run_logger
+    from .states import State
+    from .tasks import Task, task
+
+__all__ = [
+    "Flow",
+    "State",
+    "Task",
+    "allow_failure",
+    "flow",
+    "get_client",
+    "get_run_logger",
+    "opaque",
+    "quote",
+    "tags",
+    "task",
+    "unmapped",
+]
+
+_HOMES = {
+    "Flow": "flows",
+    "State": "states",
+    "Task": "tasks",
+    "allow_failure": "_arguments",
+    "flow": "flows",
+    "get_client": "client.orchestration",
+    "get_run_logger": "logging",
+    "opaque": "_arguments",
+    "quote": "_arguments",
+    "tags": "context",
+    "task": "tasks",
+    "unmapped": "_arguments",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # here, because most programs use two or three of the names
+
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The follower: how a process learns of what others append to the runs that it waits for.
+
+There is nobody who could tell us: no server, and change notices of the operating system neither exist
+everywhere nor cross a network file system. So one thread looks at the size of each followed log, 1 ms
+after something happened and more and more seldom after that, at least every 10 ms. A look costs about
+2 µs. The thread exists only while somebody follows; it is no daemon, and whoever leaves last waits
+until it has ended, so nothing of ours runs after the call that needed it (invariant I10).
+
+It publishes each record of a followed log once, unless two who follow the same run started from
+different positions: then some come twice. A subscriber looks at the run anyway.
+
+Two things that are no records are published as if they were one, at the end of the log:
+
+* ``orphaned`` ``{"owner": token}``: the owner's process has died. Looked at once a second. A dead owner's
+  last words count: the log is read once more after the owner was found dead.
+* ``unreadable`` ``{"error": text}``: the log was damaged or deleted, or cannot be read. Published once.
+
+Known hole: two appends that bring the log to the size that it had at the last look are not seen; but a
+log only ever grows, except where a failed write is taken back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from .events import Record
+from .exceptions import MicroflowException, ObjectNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .events import Bus
+    from .log import Reading
+
+SHORTEST_PAUSE = 0.001
+LONGEST_PAUSE = 0.010
+OWNER_CHECK = 1.0  # seconds between two looks whether an owner is alive
+
+
+class _Followed:
+    """One run that somebody follows."""
+
+    __slots__ = ("count", "dead", "next_check", "owner", "position", "run_id", "size", "unreadable")
+
+    def __init__(self, run_id: str, position: int) -> None:
+        self.run_id = run_id
+        self.position = position  # everything before it was published
+        self.size = -1  # of the log at the last look
+        self.count = 0  # how many follow
+        self.owner: str | None = None
+        self.next_check = 0.0
+        self.dead: str | None = None  # the owner whose death was published
+        self.unreadable = False
+
+
+class Follower:
+    """Publishes what others append to the followed runs, in one thread of its own."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        size: Callable[[str], int],
+        read: Callable[[str, int], Reading],
+        is_alive: Callable[[str], bool],
+    ) -> None:
+        self._bus = bus
+        self._size = size  # of a log in bytes; 0 if there is none
+        self._read = read  # the foreign records from a position on
+        self._is_alive = is_alive
+        # Guards the fields below. Not held while a subscriber runs or a log is read.
+        self._mutex = threading.Lock()
+        self._followed: dict[str, _Followed] = {}
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()  # of the present thread
+
+    def follow(self, run_id: str, position: int) -> Following:
+        """See ``Store.follow``."""
+        return Following(self, run_id, position)
+
+    def enter(self, run_id: str, position: int) -> None:
+        with self._mutex:
+            if self._thread is None:
+                stop = threading.Event()
+                thread = threading.Thread(target=self._run, args=(stop,), name="microflow follower")
+                thread.start()  # it may raise: then nothing has changed
+                self._thread, self._stop = thread, stop
+            followed = self._followed.setdefault(run_id, _Followed(run_id, position))
+            followed.count += 1
+            followed.position = min(followed.position, position)
+            followed.size = -1
+
+    def leave(self, run_id: str) -> None:
+        with self._mutex:
+            followed = self._followed[run_id]
+            followed.count -= 1
+            if not followed.count:
+                del self._followed[run_id]
+            if self._followed:
+                return
+            thread, self._thread = self._thread, None
+            self._stop.set()
+        if thread is not None and thread is not threading.current_thread():  # a subscriber may be who leaves
+            thread.join()
+
+    def _run(self, stop: threading.Event) -> None:
+        pause = SHORTEST_PAUSE
+        while not stop.wait(pause):
+            with self._mutex:
+                followed = [] if stop.is_set() else list(self._followed.values())
+            news = False
+            for each in followed:
+                try:
+                    news = self._look(each) or news
+                except (MicroflowException, OSError) as error:
+                    self._give_up(each, error)
+            pause = SHORTEST_PAUSE if news else min(pause * 1.5, LONGEST_PAUSE)
+
+    def _look(self, followed: _Followed) -> bool:
+        """Publish what is new in one log; says whether anything was."""
+        news = False
+        size = self._size(followed.run_id)
+        if size != followed.size:
+            followed.size = size
+            news = self._publish_new(followed)
+        now = time.monotonic()
+        if now >= followed.next_check:
+            followed.next_check = now + OWNER_CHECK
+            owner = followed.owner
+            if owner is not None and owner != followed.dead and not self._is_alive(owner):
+                news = self._publish_new(followed) or news
+                if followed.owner == owner:
+                    followed.dead = owner
+                    self._say(followed, "orphaned", {"owner": owner})
+        return news
+
+    def _publish_new(self, followed: _Followed) -> bool:
+        start = followed.position
+        try:
+            reading = self._read(followed.run_id, start)
+        except ObjectNotFound:
+            if not start:
+                return False  # not created yet
+            raise
+        with self._mutex:
+            if followed.position == start:  # else somebody came who wants older records as well
+                followed.position = max(start, reading.position)
+        followed.owner = reading.owner
+        self._bus.publish(reading.records)
+        if reading.problem is not None:
+            self._give_up(followed, reading.problem)
+        return reading.position > start
+
+    def _give_up(self, followed: _Followed, error: Exception) -> None:
+        """Tell those who wait, once, that they may wait in vain; looking goes on."""
+        if not followed.unreadable:
+            followed.unreadable = True
+            self._say(followed, "unreadable", {"error": f"{type(error).__name__}: {error}"})
+
+    def _say(self, followed: _Followed, kind: str, data: dict[str, Any]) -> None:
+        now = time.time_ns() // 1000
+        self._bus.publish([Record(followed.run_id, followed.position, None, now, kind, data)])
+
+
+class Following:
+    """``with``: as long as the block runs, the run is followed."""
+
+    __slots__ = ("_follower", "_position", "_run_id")
+
+    def __init__(self, follower: Follower, run_id: str, position: int) -> None:
+        self._follower = follower
+        self._run_id = run_id
+        self._position = position
+
+    def __enter__(self) -> None:
+        self._follower.enter(self._run_id, self._position)
+
+    def __exit__(self, *error: object) -> None:
+        self._follower.leave(self._run_id)

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker threads of a runner: slots, not threads, are what is limited.
+
+Goal: at most ``max_workers`` runs are active at a time; a run that waits for its children never keeps them
+from starting; nothing is parked for work that cannot run yet.
+
+What does not work: ``ThreadPoolExecutor`` deadlocks when a worker waits for work that is queued behind it; an
+unbounded pool grows a thread for each level and each waiting dependent; running the child on the stack of
+the waiting parent runs user code inside user code, with its locks held.
+
+The rule: a *slot* is the right to be active. A worker takes a job only with a slot. While its job waits for
+another run it gives the slot back, and the slot goes to a returning worker first, then to queued work (on
+an idle thread or a new one, the compensating thread), else it is free. A job on an event loop holds a slot
+without a thread. Threads are as many as active plus waiting jobs; idle ones stay until the pool is closed.
+
+One lock guards all fields. No job runs, and no callback is called, while it is held.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from contextvars import Context
+
+
+class Job(Protocol):
+    """What the pool runs."""
+
+    #: whether it is a coroutine for the loop thread
+    isasync: bool
+    context: Context
+    loop_thread: LoopThread | None
+
+    def run(self, slot: PoolSlot) -> None:
+        """Run it to its end in this thread. Raises nothing but what a broken callback raised."""
+
+    async def run_async(self, slot: PoolSlot) -> None:
+        """Run it to its end on the loop of this thread."""
+
+
+class PoolSlot:
+    """The slot of one job (``_waits.Slot``). Nested and concurrent waits of a job give it back once."""
+
+    __slots__ = ("_depth", "_pool")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._depth = 0
+
+    def give_back(self) -> None:
+        """Let another job have the slot."""
+        with self._pool.lock:
+            self._depth += 1
+            if self._depth == 1:
+                self._pool.pass_on()
+
+    def take_again(self, *, at_once: bool = False) -> None:
+        """Have a slot again; a loop thread must not block and takes one `at_once`, over the limit."""
+        turn = None
+        with self._pool.lock:
+            self._depth -= 1
+            if self._depth:
+                return
+            if at_once or self._pool.active < self._pool.max_workers:
+                self._pool.active += 1
+            else:
+                turn = threading.Lock()
+                turn.acquire()
+                self._pool.returning.append(turn)
+        if turn is not None:
+            turn.acquire()
+
+
+class Pool:
+    """Threads that run jobs in the order in which they were put."""
+
+    def __init__(self, max_workers: int, name: str) -> None:
+        self.max_workers = max_workers
+        self.name = name
+        self.lock = threading.Lock()
+        self._ready = threading.Condition(self.lock)
+        self._queue: deque[Job] = deque()
+        #: slots in use
+        self.active = 0
+        #: those who gave a slot back and want one again, first come first served
+        self.returning: deque[threading.Lock] = deque()
+        self._idle = 0
+        self._grants = 0  # slots handed to idle threads that have not woken yet; never more than idle ones
+        self._threads: list[threading.Thread] = []
+        self._loops: list[LoopThread] = []
+        self._for_loops: deque[Job] = deque()
+        self._closed = False
+
+    def is_unused(self) -> bool:
+        """Whether no thread was ever started."""
+        return not self._threads
+
+    def put(self, job: Job) -> bool:
+        """Queue a job; False when the pool is closed."""
+        with self.lock:
+            if self._closed:
+                return False
+            self._queue.append(job)
+            if self.active < self.max_workers:
+                self.active += 1
+                self._grant()
+        return True
+
+    def _grant(self) -> None:
+        """Hand a slot that is counted as active to an idle thread or a new one. Called with the lock."""
+        if self._idle > self._grants:
+            self._grants += 1
+            self._ready.notify()
+            return
+        thread = threading.Thread(target=self._work, name=f"{self.name}-{len(self._threads)}")
+        self._threads.append(thread)
+        thread.start()
+
+    def pass_on(self) -> None:
+        """Give a slot to whoever needs it next. Called with the lock, by its holder."""
+        if self.returning:
+            self.returning.popleft().release()
+        elif self._queue and not self._closed:
+            self._grant()
+        else:
+            self.active -= 1
+
+    def free(self) -> None:
+        """Give up the slot of a job that ended on a loop."""
+        with self.lock:
+            self.pass_on()
+
+    def _work(self) -> None:
+        """The life of a worker thread; begins with a slot."""
+        job = self._next()
+        while job is not None:
+            if job.isasync:
+                self._to_loop(job)  # the slot goes with it
+                job = self._next(has_slot=False)
+                continue
+            try:
+                job.context.run(job.run, PoolSlot(self))
+            except BaseException:  # a callback of the user's broke; the worker and the others go on (I7)
+                get_logger("task_runners").exception("a callback in worker thread %s raised", self.name)
+            job = self._next()
+
+    def _next(self, has_slot: bool = True) -> Job | None:
+        """The next job and a slot for it; None when the pool is closed."""
+        with self.lock:
+            while True:
+                if has_slot:
+                    if self._queue and not self.returning:
+                        return self._queue.popleft()
+                    self._let_slot_go()
+                self._idle += 1
+                while not self._grants and not self._closed:
+                    self._ready.wait()
+                self._idle -= 1
+                if not self._grants:
+                    return None
+                self._grants -= 1
+                has_slot = True
+
+    def _let_slot_go(self) -> None:
+        if self.returning:
+            self.returning.popleft().release()
+        else:
+            self.active -= 1
+
+    def close(self) -> list[Job]:
+        """Take no more jobs; returns those that have not started."""
+        with self.lock:
+            self._closed = True
+            left = [*self._queue, *self._for_loops]
+            self.active -= len(self._for_loops)
+            self._queue.clear()
+            self._for_loops.clear()
+            self._ready.notify_all()
+        return left
+
+    def join(self) -> None:
+        """Wait until every started job has ended and every thread of the pool is gone."""
+        for thread in list(self._threads):
+            thread.join()
+        for loop_thread in list(self._loops):
+            loop_thread.close()
+
+    # ---------------------------------------------------------------------------- coroutines on loop threads
+
+    def _to_loop(self, job: Job) -> None:
+        with self.lock:
+            self._for_loops.append(job)
+            if not self._loops:
+                self._loops.append(LoopThread(f"{self.name}-loop"))
+            loop_thread = self._loops[-1]
+        loop_thread.call(self._start_one, loop_thread)
+
+    def _start_one(self, loop_thread: LoopThread) -> None:
+        with self.lock:
+            if not self._for_loops:
+                return  # it was started on another loop thread meanwhile
+            job = self._for_loops.popleft()
+        job.loop_thread = loop_thread
+        job.context.run(loop_thread.start, self._run_async(job))
+
+    async def _run_async(self, job: Job) -> None:
+        try:
+            await job.run_async(PoolSlot(self))
+        finally:
+            self.free()
+
+    def loop_is_about_to_block(self, job: Job) -> None:
+        """A loop thread of this pool is about to block until `job` is done.
+
+        What has not started goes to another loop thread; what runs on the very loop that is to be blocked
+        could never end, so that is refused."""
+        here = threading.current_thread()
+        with self.lock:
+            mine = next((loop for loop in self._loops if loop.thread is here), None)
+            if mine is None:
+                return
+            if job.loop_thread is mine:
+                raise RuntimeError(
+                    "this would block the event loop that the awaited task runs on, for ever; "
+                    "use `await future` instead of future.result() or future.wait() in a coroutine"
+                )
+            if mine is self._loops[-1]:
+                self._loops.append(LoopThread(f"{self.name}-loop-{len(self._loops)}"))
+            waiting, loop_thread = len(self._for_loops), self._loops[-1]
+        for _ in range(waiting):
+            loop_thread.call(self._start_one, loop_thread)
+
+
+class LoopThread:
+    """An event loop in a thread of its own; the async tasks of a runner share one."""
+
+    def __init__(self, name: str) -> None:
+        import asyncio  # only runners that are given coroutine tasks come here
+
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[Any] = set()
+        self.thread = threading.Thread(target=self._loop.run_forever, name=name)
+        self.thread.start()
+
+    def call(self, fn: Any, *args: Any) -> None:
+        """Call `fn` on the loop soon."""
+        self._loop.call_soon_threadsafe(fn, *args)
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Start a coroutine; called on the loop, in the context that the coroutine is to have."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """Wait for what runs, then end the loop and its thread."""
+        import asyncio  # only a loop thread comes here
+
+        async def finish() -> None:
+            while self._tasks:
+                await asyncio.wait(list(self._tasks))
+            await self._loop.shutdown_asyncgens()
+            await self._loop.shutdown_default_executor()
+
+        asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.thread.join()
+        self._loop.close()

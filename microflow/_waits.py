@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a run waits: blocking or on an event loop, with one text for both.
+
+Goal: the life of a run is written once. An append is a fast synchronous call, so a transition never
+waits; only three things do: calling user code, sleeping, waiting for something.
+
+What does not work: two hand-kept engines drift apart; a generated twin leaves vendored copies without
+its generator; handing the coroutine to a loop of our own runs user code on another thread and costs
+100 µs a call.
+
+The rule: a lifecycle is an ``async def`` over an object with the coroutines ``call``, ``sleep`` and
+``wait``. :class:`BlockingWaits` never suspends, so :func:`finish` can step the coroutine once and has
+its result; no event loop is needed and asyncio is not imported. :class:`AsyncioWaits` suspends like
+any coroutine, and the asyncio engine simply awaits the same lifecycle.
+
+Known hole: that blocking code never suspends holds at run time, not by types; ``finish`` says so when
+it is broken.
+
+Three more things live here because they are about waiting and belong below everything: the *slot* that
+a worker thread gives back while it blocks, the colour of the current run (async or not), by which
+functions that exist in both forms choose one, and the clock.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextvars import ContextVar, copy_context
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from types import TracebackType
+
+T = TypeVar("T")
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run to its end a coroutine that never suspends, and return its value (about 1 µs)."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    finally:
+        coroutine.close()
+    raise RuntimeError(f"{coroutine!r} waited for an event loop inside a blocking run")
+
+
+class Outcome(Generic[T]):
+    """What a call of user code came to: ``value``, or ``error`` when it raised an Exception.
+
+    Failure travels as a value so that a user's StopIteration survives the coroutine around the call
+    (PEP 479). Interrupts (KeyboardInterrupt, CancelledError, SystemExit, Pause) stay exceptions.
+    """
+
+    __slots__ = ("error", "value")
+
+    def __init__(self, value: T | None = None, error: Exception | None = None) -> None:
+        self.value = value
+        self.error = error
+
+    def unwrap(self) -> T:
+        """The value; raises the error, the very object, if there was one."""
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]  # None is a value of T when no error was set
+
+
+class Waitable(Protocol):
+    """What can be waited for in both ways: futures of runs."""
+
+    def wait(self, timeout: float | None = None) -> object:
+        """Block until it is complete or `timeout` seconds have passed."""
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> object:
+        """Call `fn` once when it is complete, in any thread."""
+
+
+class Waits(Protocol):
+    """The three things that wait, as coroutines; an engine awaits nothing else."""
+
+    async def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome[Any]:
+        """Call user code."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Let `seconds` pass."""
+
+    async def wait(self, thing: Waitable) -> None:
+        """Wait until `thing` is complete."""
+
+    async def block(self, fn: Callable[..., T], *args: Any) -> T:
+        """Call a function of ours that blocks on the disk."""
+        ...
+
+
+class BlockingWaits:
+    """Waits that block the calling thread. Their coroutines never suspend."""
+
+    async def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome[Any]:
+        """Call `fn` in this thread; a coroutine that it returns is run to its end."""
+        try:
+            value = fn(*args, **kwargs)
+            if hasattr(value, "cr_await"):
+                value = run_coroutine(value)
+        except Exception as error:  # user code: whatever it raises is its outcome
+            return Outcome(error=error)
+        return Outcome(value)
+
+    async def sleep(self, seconds: float) -> None:
+        """Block this thread for `seconds`; its slot goes to another run meanwhile."""
+        if seconds > 0:
+            with slot_given_back():
+                time.sleep(seconds)
+
+    async def wait(self, thing: Waitable) -> None:
+        """Block this thread until `thing` is complete."""
+        thing.wait()
+
+    async def block(self, fn: Callable[..., T], *args: Any) -> T:
+        """Call `fn` in this thread."""
+        return fn(*args)
+
+
+class AsyncioWaits:
+    """Waits for coroutines on an asyncio loop."""
+
+    async def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome[Any]:
+        """Call `fn` on the loop and await what it returns if that can be awaited."""
+        try:
+            value = fn(*args, **kwargs)
+            if hasattr(value, "__await__"):
+                value = await value
+        except Exception as error:  # user code: whatever it raises is its outcome
+            return Outcome(error=error)
+        return Outcome(value)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep on the loop for `seconds`."""
+        import asyncio  # loaded only by runs that already use it
+
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+    async def wait(self, thing: Waitable) -> None:
+        """Wait on the loop until `thing` is complete; the callback arrives from any thread."""
+        await completion_of(thing)
+
+    async def block(self, fn: Callable[..., T], *args: Any) -> T:
+        """Call `fn` in a thread of the loop's pool, so that the disk does not stall the loop."""
+        import asyncio  # loaded only by runs that already use it
+
+        return await asyncio.get_running_loop().run_in_executor(None, fn, *args)
+
+
+async def completion_of(thing: Waitable) -> None:
+    """Wait on the running loop until `thing` calls back, giving this run's slot back meanwhile."""
+    import asyncio  # only coroutines on a loop come here
+
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def settle() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def wake(_: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle)
+
+    thing.add_done_callback(wake)
+    slot = SLOT.get()
+    if slot is None:
+        await done
+        return
+    slot.give_back()
+    try:
+        await done
+    finally:
+        # on a loop nothing may block: the slot is taken again even when none is free
+        slot.take_again(at_once=True)
+
+
+async def settle(step: Any) -> Any:
+    """The value of a public step: a blocking engine's step already gave it, an async one's is awaited."""
+    return await step if hasattr(step, "__await__") else step
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from blocking code: here, or on a loop in a helper thread
+    when a loop already runs in this thread (it would refuse a second one)."""
+    import asyncio  # blocking code comes here only when it was handed a coroutine
+
+    if not loop_is_running():
+        return asyncio.run(coroutine)
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(coroutine))
+        except BaseException as error:  # carried to the caller's thread, whatever it is
+            failure.append(error)
+
+    helper = threading.Thread(target=copy_context().run, args=(run,), name="microflow coroutine")
+    helper.start()
+    with slot_given_back():
+        helper.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+# ------------------------------------------------------------------------------------------------- slots
+
+
+class Slot(Protocol):
+    """The right of a submitted run to be one of the ``max_workers`` that are active."""
+
+    def give_back(self) -> None:
+        """Let another run have the slot; counted, so that nested waits give back once."""
+
+    def take_again(self, *, at_once: bool = False) -> None:
+        """Have a slot again; blocks until one is free unless `at_once`."""
+
+
+SLOT: ContextVar[Slot | None] = ContextVar("microflow_slot", default=None)
+
+
+class slot_given_back:
+    """Gives the slot of the current run back while the block waits. Used around every wait of ours,
+    so that a run which waits for its children never keeps them from starting."""
+
+    __slots__ = ("_slot",)
+
+    def __enter__(self) -> None:
+        self._slot = SLOT.get()
+        if self._slot is not None:
+            self._slot.give_back()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._slot is not None:
+            self._slot.take_again()
+
+
+# ------------------------------------------------------------------------------------------------ colour
+
+RUN_IS_ASYNC: ContextVar[bool | None] = ContextVar("microflow_run_is_async", default=None)
+
+
+def loop_is_running() -> bool:
+    """Whether an asyncio loop runs in this thread; never imports asyncio to find out."""
+    events = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None
+
+
+def choose_async(sync: bool | None = None) -> bool:
+    """Whether a function that exists in both forms should act as its async one.
+
+    `sync` decides when given; else the current run's own colour, else whether a loop is running."""
+    if sync is not None:
+        return not sync
+    colour = RUN_IS_ASYNC.get()
+    return loop_is_running() if colour is None else colour
+
+
+def dual(blocking: Callable[[], T], sync: bool | None = None) -> T | Awaitable[T]:
+    """Call `blocking` now, or hand out a coroutine that calls it, as :func:`choose_async` says."""
+
+    async def later() -> T:
+        return blocking()
+
+    return later() if choose_async(sync) else blocking()
+
+
+# ------------------------------------------------------------------------------------------------- clock
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def now_us() -> int:
+    """The wall clock in microseconds. For people and deadlines; order is the log's sequence number."""
+    return time.time_ns() // 1000
+
+
+def to_datetime(us: int | None) -> datetime | None:
+    """The moment of a microsecond count, in UTC."""
+    return None if us is None else _EPOCH + timedelta(microseconds=us)
+
+
+def to_us(moment: datetime | None) -> int | None:
+    """The microsecond count of a moment; a naive one is taken as UTC."""
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which call this is: how a re-execution recognises what it did before (invariant I13).
+
+A flow run that was suspended or killed runs again from the top. A task call in it is *the same call* when
+these agree: the parent call (the flow run, or the task run that called it), the flow attempt, the task's
+qualified name and ``version``, the fingerprint of its inputs, and that it is the n-th such call. An upstream
+future counts by *its* call's identity, not by its result, so that a call can be recognised before its
+upstreams are done.
+
+From all that follows the *id of the task run*: the same call has the same id in every execution, and the
+log is searched by id. The order in which threads submit does not matter, since only equal calls are
+counted against each other, in the order of the code that makes them.
+
+What does not work: positions (two threads submit in either order), a hash of the code (an edited comment would
+run everything again), ids drawn at random (a killed run's calls would be lost).
+
+Known holes: inputs that have no stable content (an open socket, a lambda) count by their type alone, so such
+calls are told apart by their order only. An edited function is the same call, with one warning; change
+``version`` to make it a new one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from ._arguments import find
+from .client.objects import FlowRun, FlowRunResult, TaskRun, TaskRunInput, TaskRunResult, new_run_id
+from .client.orchestration import current_client
+from .context import FlowRunContext, TaskRunContext, current_tags
+from .exceptions import MicroflowException
+from .futures import RunFuture
+from .serializers import fingerprint
+from .states import State, Value
+
+if TYPE_CHECKING:
+    from .client.live import LiveRun, MemoryTasks
+    from .tasks import Task
+
+_warned_sources: set[str] = set()
+
+
+class Call:
+    """One call of a task: its task run, where its states go, and what an earlier execution left of it.
+
+    ``ended`` is the final state to hand back; ``again`` says that the log has the run, but not its end."""
+
+    __slots__ = ("again", "ended", "flow_context", "recorder", "task_run")
+
+    def __init__(
+        self,
+        task_run: TaskRun,
+        recorder: LiveRun | MemoryTasks,
+        flow_context: FlowRunContext | None,
+        ended: State[Any] | None = None,
+        again: bool = False,
+    ) -> None:
+        self.task_run = task_run
+        self.recorder = recorder
+        self.flow_context = flow_context
+        self.ended = ended
+        self.again = again
+
+
+def new_call(
+    task: Task[Any, Any],
+    parameters: dict[str, Any],
+    wait_for: Any = None,
+    dependencies: dict[str, set[TaskRunInput]] | None = None,
+    task_run_id: UUID | None = None,
+) -> Call:
+    """The call that the current run makes now, in the thread and at the moment where the user makes it."""
+    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
+    inputs = _inputs(parameters, wait_for, dependencies)
+    if flow_context is None:
+        if task_context is not None:
+            inputs["__parents__"] = [TaskRunResult(id=task_context.task_run.id)]
+        run_id = task_run_id or new_run_id()
+        task_run = _new_task_run(task, run_id, task.name, None, inputs)
+        return Call(task_run, current_client().tasks, None)
+    flow_run, live = flow_context.flow_run, flow_context.live
+    parent = flow_run.id
+    if task_context is not None and task_context.task_run.flow_run_id == flow_run.id:
+        parent = task_context.task_run.id
+        inputs["__parents__"] = [TaskRunResult(id=parent)]
+    run_id = task_run_id or _call_id(task, parameters, live, parent)
+    ended, again = earlier_end(live, run_id, task.name, task.source_digest)
+    if ended is not None or again:
+        task_run = live.run.task_run(str(run_id))
+        if ended is not None:
+            task_run.state = ended
+        return Call(task_run, live, flow_context, ended, again)
+    task_run = _new_task_run(task, run_id, f"{task.name}-{run_id.hex[:3]}", flow_run, inputs)
+    return Call(task_run, live, flow_context)
+
+
+def _new_task_run(
+    task: Task[Any, Any], run_id: UUID, name: str, flow_run: FlowRun | None, inputs: dict[str, list[TaskRunInput]]
+) -> TaskRun:
+    tags = current_tags()
+    task_run = TaskRun(
+        run_id,
+        name,
+        task_key=task.task_key,
+        task_version=task.version,
+        flow_run_id=None if flow_run is None else flow_run.id,
+        tags=tags | task.tags if task.tags else tags,
+        task_inputs=inputs,
+        empirical_policy=task.policy,
+    )
+    task_run.flow_run_run_count = 0 if flow_run is None else flow_run.run_count
+    return task_run
+
+
+def _inputs(
+    parameters: dict[str, Any], wait_for: Any, dependencies: dict[str, set[TaskRunInput]] | None
+) -> dict[str, list[TaskRunInput]]:
+    """The upstream runs of each parameter, each once."""
+    inputs = {name: upstreams(value) for name, value in parameters.items()}
+    if wait_for:
+        inputs["wait_for"] = upstreams(wait_for)
+    for name, more in (dependencies or {}).items():
+        known = inputs[name]
+        known.extend(item for item in sorted(more, key=repr) if item not in known)
+    return inputs
+
+
+def upstreams(value: Any) -> list[TaskRunInput]:
+    """The runs that a value comes from: futures and states of runs, anywhere inside of it, each once."""
+    upstreams: dict[TaskRunInput, None] = {}
+    for found in find(value, (RunFuture, State)):
+        if isinstance(found, RunFuture):
+            upstreams[TaskRunResult(id=found.task_run_id)] = None
+        elif found.state_details.task_run_id is not None:
+            upstreams[TaskRunResult(id=found.state_details.task_run_id)] = None
+        elif found.state_details.flow_run_id is not None:
+            upstreams[FlowRunResult(id=found.state_details.flow_run_id)] = None
+    return list(upstreams)
+
+
+def _call_id(task: Task[Any, Any], parameters: dict[str, Any], live: LiveRun, parent: UUID) -> UUID:
+    attempt = live.flow_run.attempt.to_bytes(4, "big")
+    content = parent.bytes + attempt + task.call_identity + fingerprint(parameters, stand_in)
+    return identity(content, live)
+
+
+def identity(content: bytes, live: LiveRun) -> UUID:
+    """The run id of the call that `content` describes, counted among its equals (RFC 9562, version 8)."""
+    call = blake2b(content, digest_size=16).digest()
+    number = live.occurrence(call)
+    if number:
+        call = blake2b(call + number.to_bytes(4, "big"), digest_size=16).digest()
+    bits = int.from_bytes(call, "big")
+    return UUID(int=bits & ~(0xF << 76) & ~(0x3 << 62) | 8 << 76 | 2 << 62)
+
+
+def stand_in(value: Any) -> Any:
+    """How an upstream counts among the inputs of a call: by *its* call, not by its result."""
+    if isinstance(value, RunFuture):
+        return {"run": str(value.task_run_id)}
+    if isinstance(value, State):
+        run_id = value.state_details.task_run_id or value.state_details.flow_run_id
+        return {"state": value.type.value, "run": str(run_id) if run_id else None, "message": value.message}
+    return None
+
+
+def earlier_end(
+    live: LiveRun, run_id: UUID, name: str, source: str | None = None
+) -> tuple[State[Any] | None, bool]:
+    """The end of a call in an earlier execution, and whether there is a trace of it without a usable end.
+
+    An end can be used when its value or exception was kept and can be rebuilt here."""
+    history = live.recorded_call(run_id)
+    if history is None:
+        return None, False
+    last = history.last
+    if last is None or last["type"] not in ("COMPLETED", "FAILED") or "result" not in last:
+        return None, True
+    state = live.run.task_states(str(run_id))[-1]
+    try:
+        state.data = state.data.load() if state.is_failed() else Value(state.data.load())
+    except MicroflowException as problem:
+        warnings.warn(f"{name!r} completed, but is run again: {problem}", RuntimeWarning, stacklevel=2)
+        return None, True
+    if source is not None and history.created.get("source", source) != source and name not in _warned_sources:
+        _warned_sources.add(name)
+        warnings.warn(
+            f"the code of task {name!r} changed since the run was started; its ended calls are handed back all "
+            f"the same. Change its version to run them again.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    live.take_back(run_id)
+    return state, False

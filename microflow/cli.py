@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``python -m microflow run, ls, show, resume, gc``.
+
+With ``--json`` standard output carries exactly one JSON document; what a flow prints goes to standard error.
+What goes wrong is one line on standard error that names the culprit and the cure, and an exit status:
+
+====== ===================================== ====== ========================================
+status meaning                               status meaning
+====== ===================================== ====== ========================================
+0      completed                             5      the log's format is too new
+1      failed, crashed or cancelled          6      already running elsewhere
+2      wrong use, or unknown                 7      the storage failed
+3      paused or suspended                   8      fenced: another process took the run over
+4      the log is damaged
+====== ===================================== ====== ========================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ._progress import Progress
+from ._waits import now_us
+from .client.fold import Run, shown, shown_result
+from .client.objects import FINAL
+from .client.orchestration import SyncClient, current_client
+from .exceptions import (
+    ConfigurationError,
+    DamagedLog,
+    Fenced,
+    LogFormatTooNew,
+    MicroflowException,
+    Pause,
+    RunningElsewhere,
+    StorageError,
+)
+from .flow_engine import run_flow
+from .flow_runs import take_over
+from .flows import Flow, load_flow_from_entrypoint
+from .serializers import to_json
+from .settings import current_settings
+from .states import Pending, State, StateType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .client.live import LiveRun
+
+    Report = dict[str, Any]
+
+COMPLETED, FAILED, WRONG_USE, PAUSED, DAMAGED, TOO_NEW, ELSEWHERE, STORAGE, FENCED = range(9)
+
+_STATUS_OF_ERROR: tuple[tuple[type[BaseException], int], ...] = (
+    (DamagedLog, DAMAGED),
+    (LogFormatTooNew, TOO_NEW),
+    (RunningElsewhere, ELSEWHERE),
+    (Fenced, FENCED),
+    (StorageError, STORAGE),
+    (MicroflowException, WRONG_USE),
+)
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class UsageError(MicroflowException):
+    """The words of the command line do not make sense."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    import logging  # the one place where microflow configures logging: here it is the program
+
+    level = getattr(logging, options.log_level.upper())
+    logging.basicConfig(level=level, format="%(asctime)s | %(levelname)-7s | %(name)s - %(message)s")
+    try:
+        status: int = options.command(options, _client())
+        return status
+    except KeyboardInterrupt:
+        print("microflow: interrupted", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # the reader of our output has gone, as in `ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return COMPLETED
+    except MicroflowException as error:
+        print(f"microflow: {printable(str(error))}", file=sys.stderr)
+        return _status_of_error(error)
+
+
+def _status_of_error(error: MicroflowException) -> int:
+    return next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="microflow", description="Run flows; look at, resume and delete their runs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    common.add_argument(
+        "--log-level", default="warning", choices=["debug", "info", "warning", "error"], help="what is logged to stderr"
+    )
+
+    def add(name: str, command: Any, words: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=words, description=words, parents=[common])
+        sub.set_defaults(command=command)
+        return sub
+
+    run = add("run", run_command, "run a flow")
+    run.add_argument("target", metavar="TARGET", help="path.py:flow or module:flow")
+    run.add_argument("--param", action="append", default=[], metavar="NAME=JSON", help="a parameter of the flow")
+    add("ls", ls_command, "list the flow runs")
+    show = add("show", show_command, "show a flow run")
+    show.add_argument("run", metavar="RUN", help="the id of a flow run, or its unique beginning")
+    resume = add("resume", resume_command, "run a stopped, crashed or failed flow run again; what ended is kept")
+    resume.add_argument("run", metavar="RUN", help="the id of a flow run, or its unique beginning")
+    resume.add_argument("--steal", action="store_true", help="take the run from a process that is alive but stopped")
+    resume.add_argument("--code", metavar="TARGET", help="where the flow is, if not where it was")
+    gc = add("gc", gc_command, "delete flow runs that ended long ago")
+    gc.add_argument("--older-than", required=True, metavar="AGE", help="for example 30d, 12h, 90m")
+    return parser
+
+
+def _client() -> SyncClient:
+    current_settings()
+    try:
+        return current_client()
+    except ConfigurationError as problem:  # the settings are fine, so it is the place
+        raise StorageError(str(problem)) from problem
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def run_command(options: argparse.Namespace, client: SyncClient) -> int:
+    """``run TARGET``."""
+    with _stdout_for_json(options.json):
+        flow = load_flow_from_entrypoint(options.target)
+        parameters = _parameters(flow, options.param)
+        run = client.new_flow_run(flow)
+        live = client.start(run, flow, parameters, Pending(), own=True)
+        state = _execute(flow, live, parameters)
+    return _report_end(options, live.run, state)
+
+
+def resume_command(options: argparse.Namespace, client: SyncClient) -> int:
+    """``resume RUN``. A completed run is reported as it is; any other that nobody runs is run again."""
+    run = client.fold(client.find_run_id(options.run))
+    recorded = run.flow_run.state
+    if recorded is not None and recorded.is_completed():
+        print(f"flow run {run.run_id} has completed already; nothing was run", file=sys.stderr)
+        return _report_end(options, run, recorded)
+    if not options.steal and client.is_alive(run) and (recorded is None or not recorded.is_final()):
+        client.claim(run.run_id)  # waits for a moment, then says where it runs
+    with _stdout_for_json(options.json):
+        flow = load_flow_from_entrypoint(options.code or _entrypoint(run, client))
+        force = recorded is not None and recorded.type in FINAL
+        live, parameters, _ = take_over(flow, run.run_id, steal=options.steal, force=force)
+        state = _execute(flow, live, parameters)
+    return _report_end(options, live.run, state)
+
+
+def ls_command(options: argparse.Namespace, client: SyncClient) -> int:
+    """``ls``. A run whose log is damaged is listed as far as it can be read."""
+    reports, worst = [], COMPLETED
+    for run_id in client.store.list():
+        run, problem = client.fold_what_is_readable(run_id)
+        if problem is not None:
+            print(f"microflow: {printable(str(problem))}", file=sys.stderr)
+            worst = max(worst, _status_of_error(problem))
+        if not run.header:
+            continue
+        reports.append((run, _report(run, run.seen(client.is_alive(run)))))
+    if options.json:
+        print(json.dumps([report for _, report in reports]))
+        return worst
+    rows: list[tuple[str, ...]] = [("ID", "STATE", "FLOW", "NAME", "STARTED", "SECONDS")]
+    for run, report in reports:
+        flow_run = run.flow_run
+        started = flow_run.start_time.strftime("%Y-%m-%d %H:%M:%S") if flow_run.start_time else "-"
+        seconds = f"{flow_run.estimated_run_time.total_seconds():.1f}"
+        if flow_run.end_time is None and not client.is_alive(run):
+            seconds = "-"
+        rows.append((run.run_id, str(report["state_name"]), flow_run.flow_name, flow_run.name, started, seconds))
+    _print_table(rows)
+    return worst
+
+
+def show_command(options: argparse.Namespace, client: SyncClient) -> int:
+    """``show RUN``. What stands before a damaged line is shown, then the damage is reported."""
+    run, problem = client.fold_what_is_readable(client.find_run_id(options.run))
+    if not run.header:
+        raise problem or UsageError(f"flow run {run.run_id} holds no records")
+    seen = run.seen(client.is_alive(run))
+    report = _report(run, seen)
+    if options.json:
+        print(json.dumps(report))
+    else:
+        _show(run, report, seen)
+    if problem is not None:
+        raise problem
+    return COMPLETED
+
+
+def gc_command(options: argparse.Namespace, client: SyncClient) -> int:
+    """``gc --older-than AGE``. Only runs that ended are deleted; what can be resumed is kept."""
+    limit = now_us() - int(_seconds(options.older_than) * 1e6)
+    deleted = []
+    for run_id in client.store.list():
+        run, problem = client.fold_what_is_readable(run_id)
+        state = run.flow_run.state if run.header else None
+        if problem is None and state is not None and state.is_final() and state.at < limit:
+            client.delete_flow_run(run_id)
+            deleted.append(_report(run, state))
+    print(json.dumps(deleted) if options.json else f"deleted {len(deleted)} flow run(s)")
+    return COMPLETED
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def _parameters(flow: Flow[Any, Any], given: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--param {text!r} has no '='; write --param NAME=JSON")
+        if name not in flow.parameters.names:
+            takes = ", ".join(flow.parameters.names) or "none"
+            raise UsageError(f"flow {flow.name!r} has no parameter {name!r}; its parameters are: {takes}")
+        try:
+            values[name] = json.loads(value)
+        except ValueError as problem:
+            hint = "" if value[:1] in '{["' else f"; a text needs quotes: --param '{name}={json.dumps(value)}'"
+            raise UsageError(f"--param {name}={value} is not JSON ({problem}){hint}") from problem
+    return flow.bind((), values)
+
+
+def _entrypoint(run: Run, client: SyncClient) -> str:
+    entrypoint = run.flow_run.entrypoint
+    if entrypoint is None:
+        raise UsageError(f"flow run {run.run_id} does not say where its flow is; name it with --code path.py:flow")
+    if not client.store.private:
+        raise UsageError(
+            f"others can write to {client.store.location}, so the code that a log names there is not imported; "
+            f"name the flow yourself: --code {entrypoint}"
+        )
+    return entrypoint
+
+
+def _execute(flow: Flow[Any, Any], live: LiveRun, parameters: dict[str, Any]) -> State[Any]:
+    with Progress(live, sys.stderr):
+        try:
+            outcome = run_flow(flow, None, parameters, None, "state", live=live)
+            if flow.isasync:
+                import asyncio  # only for coroutine flows
+
+                outcome = asyncio.run(outcome)
+        except Pause as pause:
+            assert pause.state is not None
+            outcome = pause.state
+        except KeyboardInterrupt:
+            print(f"microflow: interrupted; go on with: python -m microflow resume {live.run_id}", file=sys.stderr)
+            raise
+    state: State[Any] = outcome
+    return state
+
+
+@contextmanager
+def _stdout_for_json(wanted: bool) -> Iterator[None]:
+    """With `wanted`, everything that is printed in the block, also by C code and child processes, goes to
+    standard error."""
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)
+
+
+def _report_end(options: argparse.Namespace, run: Run, state: State[Any]) -> int:
+    report = _report(run, state)
+    if options.json:
+        print(json.dumps(report))
+    else:
+        print(f"{run.run_id}  {printable(run.flow_run.flow_name)}  {printable(str(state))}")
+        text = json.dumps(report["result"])
+        if report["result"] is not None and len(text) <= 200:
+            print(f"result: {text}")
+    return _status_of(state)
+
+
+def _status_of(state: State[Any]) -> int:
+    if state.type is StateType.COMPLETED:
+        return COMPLETED
+    return PAUSED if state.type is StateType.PAUSED else FAILED
+
+
+# --------------------------------------------------------------------------------------------------- reporting
+
+
+def _report(run: Run, state: State[Any] | None) -> Report:
+    flow_run = run.flow_run
+    return {
+        "id": run.run_id,
+        "name": flow_run.name,
+        "flow_name": flow_run.flow_name,
+        "state_type": None if state is None else state.type.value,
+        "state_name": None if state is None else state.name,
+        "message": None if state is None else state.message,
+        "result": None if state is None or not state.is_completed() else _plain_result(state),
+    }
+
+
+def _plain_result(state: State[Any]) -> Any:
+    """The result of a completed run in plain JSON form; nothing is unpickled for it."""
+    entry = getattr(state.data, "entry", None)
+    if entry is not None:
+        if entry.get("format") == "json":
+            return shown(state.data.document())
+        return shown_result(entry)
+    value = state.data.load() if hasattr(state.data, "load") else state.data
+    try:
+        return shown(to_json(value))
+    except (MicroflowException, ValueError):
+        return f"<{type(value).__name__}>"
+
+
+def _show(run: Run, report: Report, seen: State[Any] | None) -> None:
+    flow_run = run.flow_run
+    owner = f"process {run.owner_pid} on {run.owner_host}" if run.owner else "nobody"
+    facts = [
+        ("flow run", f"{flow_run.name} ({run.run_id})"),
+        ("flow", f"{flow_run.flow_name}, {flow_run.entrypoint or 'entrypoint unknown'}"),
+        ("state", f"{report['state_name']} ({report['state_type']})"),
+        ("message", report["message"] or "-"),
+        ("parameters", json.dumps(flow_run.parameters)),
+        ("created", str(flow_run.created)),
+        ("owner", owner),
+        ("result", json.dumps(report["result"])[:2000]),
+    ]
+    for name, value in facts:
+        print(f"{name:11s} {printable(value)}")
+    print("states")
+    for state in run.states:
+        print(f"  {state.timestamp:%Y-%m-%d %H:%M:%S.%f}  {printable(str(state))}")
+    counts: dict[str, int] = {}
+    troubles = []
+    for task_id in run.tasks:
+        task_run = run.seen_task(task_id, seen)
+        counts[str(task_run.state_name)] = counts.get(str(task_run.state_name), 0) + 1
+        if task_run.state is not None and task_run.state_type is not StateType.COMPLETED:
+            troubles.append((task_id, task_run.name, str(task_run.state)))
+    print(f"task runs   {len(run.tasks)}: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+    for trouble in troubles[:50]:
+        print("  " + "  ".join(map(printable, trouble)))
+    if len(troubles) > 50:
+        print(f"  … and {len(troubles) - 50} more")
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    safe = [tuple(map(printable, row)) for row in rows]
+    widths = [max(len(row[column]) for row in safe) for column in range(len(safe[0]))]
+    for row in safe:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
+
+
+def printable(text: str) -> str:
+    """Text from a log or a file made safe for a terminal: no control or invisible characters, one line."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _seconds(age: str) -> float:
+    try:
+        seconds = float(age[:-1]) * _UNITS[age[-1:]]
+    except (KeyError, ValueError):
+        raise UsageError(f"--older-than {age!r} is no age; write a number and one of s, m, h, d, w: 30d") from None
+    if not 0 <= seconds < time.time():
+        raise UsageError(f"--older-than {age!r} is out of range")
+    return seconds

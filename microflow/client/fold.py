@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From records to runs and from states to records.
+
+:class:`Run` is the fold of one log: it takes the records in order and is, after each, what the run was at
+that moment. Folding is a pure function of the records; who is alive is asked separately (:meth:`Run.seen`).
+Task runs stay in the form in which they were read until somebody asks for one: opening a log must not
+cost more than reading it (budget: 8 µs a record).
+
+Members of the records that this module makes and reads, besides ``k``:
+
+======== ===================================================================================================
+run      ``name`` ``flow`` ``flow_version`` ``entrypoint`` ``tags`` ``parameters`` (a kept value or null) ``shown``
+         (their JSON form when they are not kept as JSON) ``policy`` ``parent_task`` ``parent_flow`` ``root``
+         ``key`` (idempotency) ``cwd``
+claim    ``owner`` ``pid`` ``host``; ``forced`` when an operator started a final run again: failed calls are
+         dropped, completed ones kept
+release  ``handed_back``: how many ended calls this claim handed back without running them
+task     ``run`` (its id) ``name`` ``task`` (key) ``version`` ``source`` (digest of its code) ``tags`` ``inputs``
+         ``policy`` ``child`` (the flow run that a subflow's tracking run stands for)
+state    ``run`` (absent: the flow run) ``type`` ``name`` ``message`` ``at`` (µs) ``details`` ``result``
+rename   ``run`` (absent: the flow run) ``name``
+======== ===================================================================================================
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from .._waits import to_datetime, to_us
+from ..exceptions import MissingResult
+from ..results import KeptResult, ResultFiles
+from ..states import Cancelled, Crashed, State, StateDetails, StateType
+from .objects import Constant, FlowRun, FlowRunResult, Parameter, TaskRun, TaskRunResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..events import Record
+
+_INPUTS = {kind.input_type: kind for kind in (TaskRunResult, FlowRunResult, Parameter, Constant)}
+_DEFAULT_NAMES = {kind.value: kind.value.capitalize() for kind in StateType}
+_MOMENTS = frozenset({"scheduled_time", "cache_expiration", "pause_timeout"})
+_IDS = frozenset({"flow_run_id", "task_run_id", "child_flow_run_id", "transition_id", "task_parameters_id"})
+_OWN = frozenset({"flow_run_id", "task_run_id"})  # follow from where the record stands
+
+
+def state_record(state: State[Any], run: str | None, result: dict[str, Any] | None) -> dict[str, Any]:
+    """The record of `state`; `run` is the task run's id, None for the flow run of the log."""
+    kind = state.type.value
+    record: dict[str, Any] = {"k": "state"}
+    if run is not None:
+        record["run"] = run
+    record["type"] = kind
+    if state.name != _DEFAULT_NAMES[kind]:
+        record["name"] = state.name
+    if state.message is not None:
+        record["message"] = state.message
+    record["at"] = state.at
+    if not _OWN.issuperset(state.state_details.__dict__):
+        details = {key: _plain(value) for key, value in state.state_details.given().items() if key not in _OWN}
+        if details:
+            record["details"] = details
+    if result is not None:
+        record["result"] = result
+    return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return to_us(value)
+    return str(value) if isinstance(value, UUID) else value
+
+
+def state_of(record: dict[str, Any], flow_run_id: UUID, task_run_id: UUID | None, store: ResultFiles) -> State[Any]:
+    """The state that a record tells."""
+    details = StateDetails(flow_run_id=flow_run_id)
+    if task_run_id is not None:
+        details.task_run_id = task_run_id
+    for key, value in record.get("details", {}).items():
+        if key in _MOMENTS:
+            value = to_datetime(value)
+        elif key in _IDS:
+            value = UUID(value)
+        details.__dict__[key] = value
+    result = record.get("result")
+    state: State[Any] = State(
+        record["type"],
+        name=record.get("name"),
+        message=record.get("message"),
+        state_details=details,
+        data=None if result is None else KeptResult(result, str(flow_run_id), store),
+    )
+    state.at = record["at"]
+    return state
+
+
+def task_record(run: TaskRun, source: str | None) -> dict[str, Any]:
+    """The record that creates a task run."""
+    record: dict[str, Any] = {"k": "task", "run": run.text, "name": run.name, "task": run.task_key}
+    if run.task_version is not None:
+        record["version"] = run.task_version
+    if source is not None:
+        record["source"] = source
+    if run.tags:
+        record["tags"] = sorted(run.tags)
+    if run.task_inputs:
+        record["inputs"] = {
+            name: [[item.input_type, str(item.id or item.name or item.type)] for item in items]
+            for name, items in run.task_inputs.items()
+        }
+    if run.empirical_policy:
+        record["policy"] = run.empirical_policy
+    if run.child_flow_run_id is not None:
+        record["child"] = str(run.child_flow_run_id)
+    return record
+
+
+def _input_of(kind: str, text: str) -> Any:
+    if kind in ("task_run", "flow_run"):
+        return _INPUTS[kind](id=UUID(text))
+    return Parameter(name=text) if kind == "parameter" else Constant(type=text)
+
+
+class TaskHistory:
+    """The records of one task run as they were read, with the claim number of the last."""
+
+    __slots__ = ("created", "epoch", "names", "states")
+
+    def __init__(self, created: dict[str, Any]) -> None:
+        self.created = created
+        self.states: list[dict[str, Any]] = []
+        self.names: list[str] = []
+        self.epoch = 0
+
+    @property
+    def last(self) -> dict[str, Any] | None:
+        """The record of the last state; a RolledBack is a note listed with the states, not one of them."""
+        return next((record for record in reversed(self.states) if record.get("name") != "RolledBack"), None)
+
+
+class Run:
+    """One log folded up to ``position``."""
+
+    def __init__(self, run_id: str, store: ResultFiles) -> None:
+        self.run_id = run_id
+        self.store = store
+        self.position = 0
+        self.epoch = 0
+        self.owner: str | None = None
+        self.owner_pid: int | None = None
+        self.owner_host: str | None = None
+        self.former_owners: set[str] = set()
+        self.header: dict[str, Any] = {}
+        self.states: list[State[Any]] = []
+        self.tasks: dict[str, TaskHistory] = {}
+        self._flow_run: FlowRun | None = None
+
+    @property
+    def flow_run(self) -> FlowRun:
+        """The flow run of the log; live when this fold belongs to the run's engine."""
+        assert self._flow_run is not None, "a log starts with its header record"
+        return self._flow_run
+
+    def fold(self, records: Iterable[Record]) -> None:
+        """Take records in the order of the log."""
+        for record in records:
+            apply = getattr(self, "_" + record.kind, None)
+            if apply is not None:
+                apply(record.data, record)
+            self.position = record.position + 1
+
+    # one method for each kind of record; kinds without one (notes) change nothing
+
+    def _run(self, data: dict[str, Any], record: Record) -> None:
+        self.header = data
+        self._flow_run = flow_run = FlowRun(
+            UUID(self.run_id),
+            data["name"],
+            flow_name=data["flow"],
+            flow_version=data.get("flow_version"),
+            parameters=shown_parameters(data),
+            tags=set(data.get("tags", ())),
+            entrypoint=data.get("entrypoint"),
+            parent_task_run_id=_uuid(data.get("parent_task")),
+            parent_flow_run_id=_uuid(data.get("parent_flow")),
+            root_flow_run_id=_uuid(data.get("root")),
+            idempotency_key=data.get("key"),
+            empirical_policy=data.get("policy", {}),
+        )
+        flow_run._created = record.time
+
+    def _claim(self, data: dict[str, Any], record: Record) -> None:
+        self.epoch = record.epoch or 0
+        if self.owner is not None:
+            self.former_owners.add(self.owner)
+        self.owner, self.owner_pid, self.owner_host = data["owner"], data.get("pid"), data.get("host")
+        if data.get("forced"):
+            self.tasks = {
+                key: task
+                for key, task in self.tasks.items()
+                if task.last is None or task.last["type"] not in ("FAILED", "CRASHED", "CANCELLED")
+            }
+
+    def _release(self, data: dict[str, Any], record: Record) -> None:
+        self.owner = self.owner_pid = self.owner_host = None
+
+    def _state(self, data: dict[str, Any], record: Record) -> None:
+        if "run" not in data:
+            state = state_of(data, self.flow_run.id, None, self.store)
+            self.flow_run.enter(state, resuming=state.state_details.pause_key is not None)
+            self.states.append(state)
+            return
+        task = self.tasks.get(data["run"])
+        if task is not None:
+            task.states.append(data)
+            task.epoch = record.epoch or 0
+
+    def _task(self, data: dict[str, Any], record: Record) -> None:
+        self.tasks[data["run"]] = TaskHistory(data)
+
+    def _rename(self, data: dict[str, Any], record: Record) -> None:
+        if "run" not in data:
+            self.flow_run.name = data["name"]
+        elif data["run"] in self.tasks:
+            self.tasks[data["run"]].names.append(data["name"])
+
+    # ------------------------------------------------------------------------------------- what is asked
+
+    def task_run(self, run_id: str) -> TaskRun:
+        """The task run `run_id` of this log (KeyError when there is none)."""
+        task = self.tasks[run_id]
+        created, flow_run_id = task.created, self.flow_run.id
+        task_run = TaskRun(
+            UUID(run_id),
+            task.names[-1] if task.names else created["name"],
+            task_key=created["task"],
+            task_version=created.get("version"),
+            flow_run_id=flow_run_id,
+            tags=set(created.get("tags", ())),
+            task_inputs={
+                name: [_input_of(*item) for item in items] for name, items in created.get("inputs", {}).items()
+            },
+            empirical_policy=created.get("policy", {}),
+            child_flow_run_id=_uuid(created.get("child")),
+        )
+        task_run.recorded = True
+        for state in self.task_states(run_id):
+            if state.name != "RolledBack":
+                task_run.enter(state)
+        task_run.flow_run_run_count = self.flow_run.run_count
+        return task_run
+
+    def task_states(self, run_id: str) -> list[State[Any]]:
+        """Every recorded state of a task run, in order."""
+        task_id = UUID(run_id)
+        return [state_of(record, self.flow_run.id, task_id, self.store) for record in self.tasks[run_id].states]
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that the run was started with, rebuilt; MissingResult when they were not kept."""
+        entry = self.header.get("parameters")
+        if entry is None:
+            raise MissingResult(
+                f"the parameters of flow run {self.run_id} were not kept, because they could not be written; "
+                f"they were {self.flow_run.parameters}"
+            )
+        value: dict[str, Any] = KeptResult(entry, self.run_id, self.store).load()
+        return value
+
+    def seen(self, owner_is_alive: bool) -> State[Any] | None:
+        """The flow run's state as a reader should see it. A run whose owner died never shows as running:
+        CRASHED (CANCELLED when it was to be cancelled) is derived here and written by nobody."""
+        state = self.flow_run.state
+        if state is None or state.is_final() or self.owner is None or owner_is_alive:
+            return state
+        if state.is_paused() and state.state_details.pause_reschedule:
+            return state
+        message = f"Its process (pid {self.owner_pid} on {self.owner_host}) ended without reporting."
+        derived = Cancelled(message=message) if state.is_cancelling() else Crashed(message=message)
+        derived.at = state.at + 1
+        derived.state_details = state.state_details
+        return derived
+
+    def seen_task(self, run_id: str, flow_state: State[Any] | None) -> TaskRun:
+        """A task run as a reader should see it: one that was left running by an earlier claim, or by a
+        flow run that has ended, is CRASHED."""
+        task_run = self.task_run(run_id)
+        state = task_run.state
+        over = self.tasks[run_id].epoch < self.epoch or flow_state is None or flow_state.is_final()
+        if over and state is not None and state.type in (StateType.RUNNING, StateType.SCHEDULED):
+            derived = Crashed(message="Its process ended without reporting.", state_details=state.state_details)
+            derived.at = state.at + 1
+            task_run.state = derived
+        return task_run
+
+
+def _uuid(text: str | None) -> UUID | None:
+    return None if text is None else UUID(text)
+
+
+def shown_parameters(header: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a header in plain JSON form, for people; nothing is rebuilt or unpickled."""
+    entry = header.get("parameters")
+    form = shown(entry["json"]) if entry and "json" in entry else header.get("shown", {})
+    return form if isinstance(form, dict) else {}
+
+
+def shown(data: Any) -> Any:
+    """Tagged JSON without its tags: tuples and sets as lists, moments and ids as text."""
+    if isinstance(data, list):
+        return [shown(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    if "$" not in data:
+        return {key: shown(value) for key, value in data.items()}
+    value = data.get("v")
+    if data["$"] == "dict":
+        return {str(shown(key)): shown(item) for key, item in value or ()}
+    return shown(value)
+
+
+def shown_result(entry: dict[str, Any] | None) -> Any:
+    """A kept result in plain JSON form, for people; what is not JSON is named, not opened."""
+    if entry is None:
+        return None
+    if "json" in entry:
+        return shown(entry["json"])
+    return f"<{entry.get('format', 'pickle')}, {entry['size']} bytes>" if "file" in entry else "<pickle>"

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that this process works on: the one place where something is decided and appended.
+
+:class:`LiveRun` holds the fold of one log beside the mutex that covers *decide, encode, append*. Inside
+a process threads never conflict because of the mutex; between processes the store refuses an append
+whose expected position has passed (Conflict), and the proposer reads what others wrote, folds it and
+decides again. Nothing between deciding and appending waits for anything but that (invariant I6), no user
+code runs under the mutex (I9), and what was appended is published after the mutex is released (I1).
+
+The mutex of a run guards its fold, ``live``, ``handed_back`` and ``_calls``. It is the only lock held
+when a store takes its own; nobody takes it while holding a store's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from .._waits import now_us, to_datetime
+from ..events import Record
+from ..exceptions import Conflict
+from ..results import keep
+from ..states import AwaitingRetry, State, StateType
+from ..transitions import flow_verdict, task_verdict
+from .fold import Run, TaskHistory, state_record, task_record
+from .objects import FINAL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from uuid import UUID
+
+    from ..stores import Store
+    from .objects import FlowRun, TaskRun
+
+#: a map's creation records are cut into lines of this many task runs: far below a line's 1 MiB
+BATCH = 500
+
+
+class Answer:
+    """What a proposal came to: ``status``, the run's ``state`` now, the ``reason`` and, for WAIT, ``seconds``."""
+
+    __slots__ = ("reason", "seconds", "state", "status")
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    WAIT = "wait"
+    ABORT = "abort"
+
+    def __init__(self, status: str, state: State[Any] | None, reason: str = "", seconds: float = 0.0) -> None:
+        self.status = status
+        self.state = state
+        self.reason = reason
+        self.seconds = seconds
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the proposed state was appended."""
+        return self.status == Answer.ACCEPT
+
+    def __repr__(self) -> str:
+        return f"Answer({self.status}, {self.state}, {self.reason!r})"
+
+
+def _kept(state: State[Any], run_id: str, store: Store, name: str, keep_results: bool) -> dict[str, Any] | None:
+    """The result member of a state's record. Called before the mutex is taken: it may write a file."""
+    kind = state.type
+    if kind not in FINAL or not keep_results:
+        return None
+    data = state.data
+    entry = getattr(data, "entry", None)
+    if entry is not None:
+        kept: dict[str, Any] = entry  # handed on as it stands in a log
+        return kept
+    if data is None:
+        return None
+    return keep(data.load() if hasattr(data, "load") else data, run_id, store, name)
+
+
+class LiveRun:
+    """A run that this process owns (``token``), or to which it only addresses requests (no token)."""
+
+    def __init__(self, run: Run, store: Store, token: str | None, *, keep_results: bool = True) -> None:
+        self.run = run
+        self.run_id = run.run_id
+        self.store = store
+        self.token = token
+        self.keep_results = keep_results
+        self.live: dict[UUID, TaskRun] = {}
+        self.handed_back = 0
+        self._lock = threading.Lock()
+        self._calls: dict[bytes, int] = {}
+
+    @property
+    def flow_run(self) -> FlowRun:
+        """The live flow run."""
+        return self.run.flow_run
+
+    @property
+    def epoch(self) -> int | None:
+        """The claim number that this process writes under; None for requests."""
+        return self.run.epoch if self.token is not None else None
+
+    # -------------------------------------------------------------------------------------- flow run
+
+    def propose(self, state: State[Any], *, force: bool = False, release: bool = False) -> Answer:
+        """Propose a state of the flow run; appended if the transition table, or `force`, says so.
+
+        With `release`, a final state and the owner's letting go are one line: no reader finds a finished
+        run that still has an owner. Dying before this append leaves the run to be taken over; dying after
+        it leaves nothing undone."""
+        name = self.flow_run.flow_name
+        result = _kept(state, self.run_id, self.store, name, self.keep_results)
+
+        def decide() -> tuple[Answer, list[dict[str, Any]]]:
+            answer = self._judge(state, force)
+            chosen = answer.state
+            if answer.status in (Answer.WAIT, Answer.ABORT) or chosen is None or chosen is self.flow_run.state:
+                return answer, []
+            before = self.flow_run.state
+            if before is not None and chosen.at <= before.at:
+                chosen.at = before.at + 1
+            bodies = [state_record(chosen, None, result if chosen is state else None)]
+            if release and chosen.type in FINAL and self.token is not None:
+                bodies.append(self._release())
+            return answer, bodies
+
+        answer: Answer = self._transition(decide)
+        return answer
+
+    def _judge(self, state: State[Any], force: bool) -> Answer:
+        """Look the proposal up in the table; ``state`` of the answer is what is to be appended."""
+        flow_run, present = self.flow_run, self.flow_run.state
+        cell = "A" if force else flow_verdict(present, state)
+        if cell == "O":
+            cell = "A" if self.token is not None and present is not None and not present.is_running() else "R"
+        if cell == "F":
+            cell = self._retry_cell(state)
+        if cell == "A":
+            return Answer(Answer.ACCEPT, state)
+        reason = f"a run in state {present} cannot go to {state.type.value}"
+        if cell == "W" and present is not None:
+            due = present.state_details.scheduled_time
+            seconds = 0.0 if due is None else max(0.0, due.timestamp() - now_us() / 1e6)
+            return Answer(Answer.WAIT, present, "the run is scheduled for later", seconds)
+        if cell == "B":
+            return Answer(Answer.ABORT, present, reason)
+        if cell == "RETRY":
+            due = to_datetime(now_us() + int(float(flow_run.empirical_policy.get("retry_delay") or 0) * 1e6))
+            return Answer(Answer.REJECT, AwaitingRetry(scheduled_time=due, message=state.message), "a retry is left")
+        if cell.startswith("R:"):
+            return Answer(Answer.REJECT, State(cell[2:], message=reason), reason)
+        return Answer(Answer.REJECT, present, reason)
+
+    def _retry_cell(self, state: State[Any]) -> str:
+        flow_run = self.flow_run
+        left = flow_run.attempt < int(flow_run.empirical_policy.get("retries") or 0)
+        return "RETRY" if left and state.state_details.retriable is not False else "A"
+
+    def _release(self) -> dict[str, Any]:
+        record: dict[str, Any] = {"k": "release"}
+        if self.handed_back:
+            record["handed_back"] = self.handed_back
+        return record
+
+    def rename(self, name: str) -> None:
+        """Give the flow run its own name. Precedes RUNNING; a death in between leaves the generated name."""
+
+        def decide() -> tuple[None, list[dict[str, Any]]]:
+            return None, [{"k": "rename", "name": name}]
+
+        self._transition(decide)
+
+    def release(self) -> None:
+        """Let go of the run: append the owner's release unless one stands, and forget the open log. Dying
+        before the append is harmless: a dead owner's claim is as good as released."""
+        token, self.token = self.token, None
+        if token is None:
+            return
+        try:
+            if self.run.owner is not None:
+                body = self._release()
+                self.run.position = self.store.append(
+                    self.run_id, [body], expect=self.run.position, epoch=self.run.epoch
+                )
+        except Conflict:  # somebody's request came in between; the owner's lock goes away all the same
+            pass
+        finally:
+            self.store.disown(token)
+            self.store.close(self.run_id)
+
+    def abandon(self) -> None:
+        """Forget the run without a word in its log: the store refused the last append, or fenced us."""
+        token, self.token = self.token, None
+        if token is not None:
+            self.store.disown(token)
+            self.store.close(self.run_id)
+
+    # ------------------------------------------------------------------------------------- task runs
+
+    def propose_task(
+        self,
+        task_run: TaskRun,
+        states: Sequence[State[Any]],
+        *,
+        force: bool = False,
+        source: str | None = None,
+        renamed: bool = False,
+    ) -> Answer:
+        """Propose one or more states of a task run at once; its creation, or its new name, goes into the same line.
+
+        Precedes the user's code (RUNNING) or the return to the caller (a final state). Dying before a final
+        state is appended, the call runs again; dying after it, its result is handed back."""
+        run_id = task_run.text
+        state = states[-1]
+        result = _kept(state, self.run_id, self.store, task_run.name, self.keep_results)
+        flow_run = self.flow_run
+
+        def decide() -> tuple[Answer, list[dict[str, Any]]]:
+            present = task_run.state
+            cell = "A" if force else task_verdict(present, state)
+            if cell != "A":
+                status = Answer.ABORT if cell == "B" else Answer.REJECT
+                return Answer(status, present, f"a task run in state {present} cannot go to {state.type.value}"), []
+            if state.type is StateType.RUNNING and flow_run.state_type is not StateType.RUNNING:
+                return Answer(Answer.ABORT, present, f"its flow run is in state {flow_run.state}"), []
+            bodies = [] if task_run.recorded else [task_record(task_run, source)]
+            if renamed and task_run.recorded:
+                bodies.append({"k": "rename", "run": run_id, "name": task_run.name})
+            at = 0 if present is None else present.at
+            for each in states:
+                if each.at <= at:
+                    each.at = at + 1
+                at = each.at
+                bodies.append(state_record(each, run_id, result if each is state else None))
+            return Answer(Answer.ACCEPT, state), bodies
+
+        answer: Answer = self._transition(decide, task_run, states)
+        return answer
+
+    def create_tasks(self, created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> None:
+        """Create many task runs, :data:`BATCH` to a line. Precedes their being submitted: dying before it,
+        nobody knows of them; dying after it, they are pending and a re-execution finds and runs them."""
+        for start in range(0, len(created), BATCH):
+            part = created[start : start + BATCH]
+            bodies: list[dict[str, Any]] = []
+            for task_run, state, source in part:
+                bodies.append(task_record(task_run, source))
+                bodies.append(state_record(state, task_run.text, None))
+
+            def decide(bodies: list[dict[str, Any]] = bodies) -> tuple[None, list[dict[str, Any]]]:
+                return None, bodies
+
+            self._transition(decide)
+            for task_run, state, _ in part:
+                self._entered(task_run, (state,))
+
+    def _entered(self, task_run: TaskRun, states: Sequence[State[Any]]) -> None:
+        task_run.recorded = True
+        for state in states:
+            task_run.enter(state)
+        if task_run.state is not None and task_run.state.type in FINAL:
+            self.live.pop(task_run.id, None)
+        else:
+            self.live[task_run.id] = task_run
+
+    # --------------------------------------------------------------------------------- append, in one place
+
+    def _transition(
+        self,
+        decide: Callable[[], tuple[Any, list[dict[str, Any]]]],
+        task_run: TaskRun | None = None,
+        states: Sequence[State[Any]] = (),
+    ) -> Any:
+        """Decide, append, make it so in memory, publish. Decides again after a Conflict."""
+        while True:
+            with self._lock:
+                answer, bodies = decide()
+                if not bodies:
+                    return answer
+                position = self.run.position
+                try:
+                    self.run.position = self.store.append(self.run_id, bodies, expect=position, epoch=self.epoch)
+                except Conflict:
+                    self._catch_up()
+                    continue
+                if task_run is not None:
+                    self._entered(task_run, states)
+                else:
+                    self._apply(bodies, position, answer)
+            self._publish(bodies, position)
+            return answer
+
+    def _apply(self, bodies: list[dict[str, Any]], position: int, answer: Answer | None) -> None:
+        """What a transition of the flow run changes in the fold; the state object itself becomes the present
+        one, so that its data need not be read back."""
+        for body in bodies:
+            if body["k"] == "state" and answer is not None and answer.state is not None:
+                if "run" not in body:
+                    answer.state.state_details.flow_run_id = self.flow_run.id
+                    self.flow_run.enter(
+                        answer.state, resuming=answer.state.state_details.pause_key is not None
+                    )
+                    self.run.states.append(answer.state)
+            elif body["k"] in ("release", "rename") and "run" not in body:
+                getattr(self.run, "_" + body["k"])(body, None)
+
+    def _catch_up(self) -> None:
+        """Fold what other processes appended."""
+        reading = self.store.read(self.run_id, self.run.position)
+        reading.check()
+        self.run.fold(reading.records)
+        self.run.position = reading.position
+
+    def refresh(self) -> None:
+        """Fold what other processes appended since the last append or refresh."""
+        with self._lock:
+            self._catch_up()
+
+    def _publish(self, bodies: list[dict[str, Any]], position: int) -> None:
+        bus = self.store.bus
+        if bus.has_subscribers(self.run_id):
+            now, epoch = now_us(), self.epoch
+            bus.publish([Record(self.run_id, position, epoch, now, body["k"], body) for body in bodies])
+
+    @property
+    def must_sync(self) -> bool:
+        """Whether a claim or a final state has to be on the disk before anybody acts on it."""
+        return self.store.durability == "disk"
+
+    def sync(self) -> None:
+        """Return when the disk has all that was appended (``durability=disk``); otherwise at once."""
+        self.store.sync(self.run_id, self.run.position)
+
+    # ------------------------------------------------------------------------------ identity of calls (I13)
+
+    def occurrence(self, call: bytes) -> int:
+        """How many times this call was made before in this attempt: 0, 1, … Counted in the order of the
+        calling code, so two identical calls of one execution are two runs."""
+        with self._lock:
+            number = self._calls.get(call, 0)
+            self._calls[call] = number + 1
+        return number
+
+    def forget_calls(self) -> None:
+        """Count occurrences anew: a flow retry is a new attempt."""
+        with self._lock:
+            self._calls.clear()
+
+    def recorded_call(self, run_id: UUID) -> TaskHistory | None:
+        """What the log of an earlier execution holds of this call."""
+        return self.run.tasks.get(str(run_id)) if self.run.tasks else None
+
+    def take_back(self, run_id: UUID) -> None:
+        """Count one ended call that is handed back without being run."""
+        with self._lock:
+            self.handed_back += 1
+
+
+class MemoryTasks:
+    """Task runs outside of any flow: kept in memory, the latest 10,000, written nowhere.
+
+    Has the methods of :class:`LiveRun` that a task engine uses, so that the engine need not know."""
+
+    LIMIT = 10_000
+    must_sync = False
+
+    def __init__(self) -> None:
+        # guards the two tables; held for no longer than a look-up
+        self._lock = threading.Lock()
+        self._runs: OrderedDict[UUID, TaskRun] = OrderedDict()
+        self._states: dict[UUID, list[State[Any]]] = {}
+
+    def propose_task(
+        self,
+        task_run: TaskRun,
+        states: Sequence[State[Any]],
+        *,
+        force: bool = False,
+        source: str | None = None,
+        renamed: bool = False,
+    ) -> Answer:
+        """Make `states` the task run's, if the transition table or `force` allows the last."""
+        state, present = states[-1], task_run.state
+        cell = "A" if force else task_verdict(present, state)
+        if cell != "A":
+            status = Answer.ABORT if cell == "B" else Answer.REJECT
+            return Answer(status, present, f"a task run in state {present} cannot go to {state.type.value}")
+        at = 0 if present is None else present.at
+        with self._lock:
+            if task_run.id not in self._runs:
+                self._runs[task_run.id] = task_run
+                self._states[task_run.id] = []
+                if len(self._runs) > self.LIMIT:
+                    oldest, _ = self._runs.popitem(last=False)
+                    del self._states[oldest]
+            for each in states:
+                each.at = max(each.at, at + 1)
+                at = each.at
+                task_run.enter(each)
+                self._states[task_run.id].append(each)
+        task_run.recorded = True
+        return Answer(Answer.ACCEPT, state)
+
+    def create_tasks(self, created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> None:
+        """Create many task runs."""
+        for task_run, state, _ in created:
+            self.propose_task(task_run, (state,))
+
+    def sync(self) -> None:
+        """Nothing to wait for."""
+
+    def find(self, run_id: UUID) -> TaskRun | None:
+        """The task run, if it is among the latest."""
+        with self._lock:
+            return self._runs.get(run_id)
+
+    def states(self, run_id: UUID) -> list[State[Any]]:
+        """Its states, in order."""
+        with self._lock:
+            return list(self._states.get(run_id, ()))

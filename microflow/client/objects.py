@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flow runs and task runs as objects.
+
+Objects of this module say what a run was when they were read; they compare by value. The object that a
+running engine holds is *live*: its fields move with each state that the engine appends. Moments are
+kept as microseconds and shown as datetimes in UTC, durations as microseconds and shown as timedeltas.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
+
+from .._waits import now_us, to_datetime, to_us
+from ..states import TERMINAL_STATES, State, StateType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FINAL = TERMINAL_STATES
+
+
+def new_run_id() -> UUID:
+    """A fresh run id: 48 bits of wall clock in milliseconds, then random (RFC 9562, version 7), so that
+    a sorted listing is chronological. Drawn when asked for, never at import: a process image may be cloned."""
+    tail = int.from_bytes(os.urandom(10), "big")
+    number = (time.time_ns() // 1_000_000) << 80 | 7 << 76 | (tail >> 66 << 64 & 0xFFF << 64) | 2 << 62
+    return UUID(int=number | tail & (1 << 62) - 1)
+
+
+def _moment(slot: str, doc: str) -> Any:
+    def read(self: Any) -> datetime | None:
+        return to_datetime(getattr(self, slot))
+
+    def write(self: Any, moment: datetime | None) -> None:
+        setattr(self, slot, to_us(moment))
+
+    return property(read, write, doc=doc)
+
+
+class _Input:
+    """One upstream of an argument."""
+
+    __slots__ = ("id", "name", "type")
+    input_type: ClassVar[str]
+
+    def __init__(self, id: UUID | None = None, name: str | None = None, type: str | None = None) -> None:
+        self.id = id
+        self.name = name
+        self.type = type
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and (self.id, self.name, self.type) == (other.id, other.name, other.type)
+
+    def __hash__(self) -> int:
+        return hash((self.input_type, self.id, self.name, self.type))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id or self.name or self.type})"
+
+
+class TaskRunResult(_Input):
+    """The argument came from the task run `id`."""
+
+    __slots__ = ()
+    input_type = "task_run"
+
+
+class FlowRunResult(_Input):
+    """The argument came from the flow run `id`."""
+
+    __slots__ = ()
+    input_type = "flow_run"
+
+
+class Parameter(_Input):
+    """The argument was a parameter of the flow, called `name`."""
+
+    __slots__ = ()
+    input_type = "parameter"
+
+
+class Constant(_Input):
+    """The argument was a constant of this `type`."""
+
+    __slots__ = ()
+    input_type = "constant"
+
+
+TaskRunInput = TaskRunResult | FlowRunResult | Parameter | Constant
+RunInput = TaskRunInput  # the union type of task run inputs; input.RunInput is something else
+
+
+class _RunObject:
+    """What flow runs and task runs have in common, and the bookkeeping of their states."""
+
+    __slots__ = (
+        "_created",
+        "_end_time",
+        "_expected_start_time",
+        "_start_time",
+        "_text",
+        "_total_run_time",
+        "id",
+        "name",
+        "run_count",
+        "state",
+        "tags",
+    )
+
+    id: UUID
+    name: str
+    tags: set[str]
+    state: State[Any] | None
+    run_count: int
+
+    created = _moment("_created", "When the run was created.")
+    start_time = _moment("_start_time", "When it first entered RUNNING.")
+    end_time = _moment("_end_time", "When it entered a final state.")
+    expected_start_time = _moment("_expected_start_time", "When it was scheduled to start, else its first state.")
+
+    def __init__(self, id: UUID, name: str, tags: set[str] | None = None) -> None:
+        self.id = id
+        self.name = name
+        self.tags = tags if tags is not None else set()
+        self.state = None
+        self.run_count = 0
+        self._created: int = 0
+        self._start_time: int | None = None
+        self._end_time: int | None = None
+        self._expected_start_time: int | None = None
+        self._total_run_time = 0
+        self._text: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The id as text, as records name the run; written once, because a UUID takes 1 µs each time."""
+        text = self._text
+        if text is None:
+            text = self._text = str(self.id)
+        return text
+
+    @property
+    def state_id(self) -> UUID | None:
+        """The id of the present state."""
+        return None if self.state is None else self.state.id
+
+    @property
+    def state_type(self) -> StateType | None:
+        """The type of the present state."""
+        return None if self.state is None else self.state.type
+
+    @property
+    def state_name(self) -> str | None:
+        """The name of the present state."""
+        return None if self.state is None else self.state.name
+
+    @property
+    def state_timestamp(self) -> datetime | None:
+        """When the run entered the present state."""
+        return None if self.state is None else self.state.timestamp
+
+    @property
+    def total_run_time(self) -> timedelta:
+        """How long the run was RUNNING, waits between attempts not counted."""
+        return timedelta(microseconds=self._total_run_time)
+
+    @property
+    def estimated_run_time(self) -> timedelta:
+        """``total_run_time`` plus the time since the run entered RUNNING, if it is in it."""
+        running = now_us() - self.state.at if self.state is not None and self.state.type is StateType.RUNNING else 0
+        return timedelta(microseconds=self._total_run_time + max(0, running))
+
+    def enter(self, state: State[Any], *, resuming: bool = False) -> None:
+        """Make `state` the present one, and keep the books: used by the engine after its append and by
+        the fold for each record, so that both hold the same run (invariant I4)."""
+        kind, at = state.type, state.at
+        before = self.state
+        if before is None:
+            self._created = self._created or at
+            scheduled = state.state_details.scheduled_time
+            self._expected_start_time = at if scheduled is None else to_us(scheduled)
+        elif before.type is StateType.RUNNING:
+            self._total_run_time += max(0, at - before.at)
+        if kind is StateType.RUNNING:
+            if not resuming:
+                self.run_count += 1
+            if self._start_time is None:
+                self._start_time = at
+            self._end_time = None
+        elif kind in FINAL:
+            if self._end_time is None:
+                self._end_time = at
+        else:
+            self._end_time = None
+        self.state = state
+
+    def _values(self) -> dict[str, Any]:
+        names = (name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ()))
+        return {name: getattr(self, name) for name in names if name != "_text"}
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(id={self.id}, name={self.name!r}, state={self.state})"
+
+
+class TaskRun(_RunObject):
+    """One call of a task."""
+
+    __slots__ = (
+        "child_flow_run_id",
+        "empirical_policy",
+        "flow_run_id",
+        "flow_run_run_count",
+        "recorded",
+        "task_inputs",
+        "task_key",
+        "task_version",
+    )
+
+    def __init__(
+        self,
+        id: UUID,
+        name: str,
+        *,
+        task_key: str,
+        task_version: str | None = None,
+        flow_run_id: UUID | None = None,
+        tags: set[str] | None = None,
+        task_inputs: dict[str, list[TaskRunInput]] | None = None,
+        empirical_policy: dict[str, Any] | None = None,
+        child_flow_run_id: UUID | None = None,
+    ) -> None:
+        super().__init__(id, name, tags)
+        self.task_key = task_key
+        self.task_version = task_version
+        self.flow_run_id = flow_run_id
+        self.flow_run_run_count = 0
+        self.task_inputs = task_inputs if task_inputs is not None else {}
+        self.empirical_policy = empirical_policy if empirical_policy is not None else {}
+        self.child_flow_run_id = child_flow_run_id
+        #: whether the log holds the creation record already
+        self.recorded = False
+
+    @property
+    def dynamic_key(self) -> str:
+        """What tells this call from others of the same task: its id, which follows from the call."""
+        return self.text
+
+
+class FlowRun(_RunObject):
+    """One run of a flow."""
+
+    __slots__ = (
+        "_next_scheduled_start_time",
+        "attempt",
+        "empirical_policy",
+        "entrypoint",
+        "flow_name",
+        "flow_version",
+        "idempotency_key",
+        "parameters",
+        "parent_flow_run_id",
+        "parent_task_run_id",
+        "root_flow_run_id",
+    )
+
+    next_scheduled_start_time = _moment("_next_scheduled_start_time", "When it is to start, while SCHEDULED.")
+
+    def __init__(
+        self,
+        id: UUID,
+        name: str,
+        *,
+        flow_name: str,
+        flow_version: str | None = None,
+        parameters: dict[str, Any] | None = None,
+        tags: set[str] | None = None,
+        entrypoint: str | None = None,
+        parent_task_run_id: UUID | None = None,
+        parent_flow_run_id: UUID | None = None,
+        root_flow_run_id: UUID | None = None,
+        idempotency_key: str | None = None,
+        empirical_policy: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(id, name, tags)
+        self.flow_name = flow_name
+        self.flow_version = flow_version
+        #: the parameters in their stored, JSON-able form
+        self.parameters = parameters if parameters is not None else {}
+        self.entrypoint = entrypoint
+        self.parent_task_run_id = parent_task_run_id
+        self.parent_flow_run_id = parent_flow_run_id
+        self.root_flow_run_id = root_flow_run_id if root_flow_run_id is not None else id
+        self.idempotency_key = idempotency_key
+        self.empirical_policy = empirical_policy if empirical_policy is not None else {}
+        #: how often the body was started anew by a retry; calls of different attempts are different calls
+        self.attempt = 0
+        self._next_scheduled_start_time: int | None = None
+
+    def enter(self, state: State[Any], *, resuming: bool = False) -> None:
+        """Make `state` the present one, and keep the books of a flow run."""
+        if state.name == "AwaitingRetry":
+            self.attempt += 1
+        self._next_scheduled_start_time = (
+            to_us(state.state_details.scheduled_time) if state.type is StateType.SCHEDULED else None
+        )
+        super().enter(state, resuming=resuming)
+
+
+def sort_key(field: str) -> Callable[[_RunObject], tuple[bool, Any]]:
+    """A key by which runs sort by `field`, those without a value last."""
+
+    def key(run: _RunObject) -> tuple[bool, Any]:
+        value = getattr(run, field)
+        return (value is None, value if value is not None else 0)
+
+    return key

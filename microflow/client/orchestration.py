@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The in-process API over the state log: create, claim, read, list, filter, delete.
+
+:class:`SyncClient` does the work; :class:`Client` has the same methods as coroutines. Reading never
+writes: what readers see of a run whose process died is derived (``Run.seen``).
+
+A task run's id alone is found in this process; else the logs of all runs are searched, which is slow
+with many runs: give ``flow_run_id`` where it is known.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from ..entrypoints import entrypoint_of
+from ..events import Record
+from ..exceptions import (
+    AmbiguousRunId,
+    Conflict,
+    MicroflowException,
+    NotPausedError,
+    ObjectNotFound,
+    RunningElsewhere,
+)
+from ..log import FORMAT, FORMAT_VERSION
+from ..results import keep
+from ..serializers import to_json
+from ..settings import current_settings, resolve_home
+from ..states import Pending, Scheduled, State, StateType
+from ..stores import FileStore, MemoryStore, Store
+from .fold import Run, shown, state_record
+from .live import Answer, LiveRun, MemoryTasks
+from .objects import FINAL, FlowRun, TaskRun, new_run_id, sort_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from ..flows import Flow
+
+#: how long a claimant waits for a live owner to let go, in seconds
+CLAIM_PATIENCE = 0.1
+
+_ADJECTIVES = "amber bold brisk calm clear deft eager fair fleet gentle keen light lucid merry nimble quiet rapid sage"
+_NOUNS = "alder badger brook cedar crane delta ember falcon finch grove heron jay larch lynx otter raven reef wren"
+
+
+def random_name() -> str:
+    """A name of two words for a run that was given none."""
+    pick = random.SystemRandom().choice  # the shared generator's state may be a clone's
+    return f"{pick(_ADJECTIVES.split())}-{pick(_NOUNS.split())}"
+
+
+class SyncClient:
+    """Reads and writes the runs of one store. Usable directly, and as a context manager."""
+
+    def __init__(self, store: Store, *, keep_results: bool = True) -> None:
+        self.store = store
+        self.keep_results = keep_results
+        #: task runs outside of flows
+        self.tasks = MemoryTasks()
+        #: the runs that this process owns
+        self.owned: dict[str, LiveRun] = {}
+
+    def __enter__(self) -> SyncClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    # ------------------------------------------------------------------------------------ create, claim
+
+    def create_flow_run(
+        self,
+        flow: Flow[Any, Any],
+        *,
+        parameters: dict[str, Any] | None = None,
+        state: State[Any] | None = None,
+        name: str | None = None,
+        tags: Iterable[str] = (),
+        idempotency_key: str | None = None,
+    ) -> FlowRun:
+        """Create a run that nobody owns yet, PENDING or SCHEDULED (now unless `state` says otherwise)."""
+        run = self.new_flow_run(flow, name=name, tags=tags, idempotency_key=idempotency_key)
+        live = self.start(run, flow, parameters or {}, state or Scheduled(), own=False)
+        return copy.copy(live.flow_run)
+
+    def new_flow_run(self, flow: Flow[Any, Any], *, name: str | None = None, **fields: Any) -> FlowRun:
+        """A flow run object with a fresh id, not recorded yet."""
+        fields["tags"] = set(fields.get("tags") or ())
+        policy = {"retries": flow.retries, "retry_delay": flow.retry_delay_seconds} if flow.retries else {}
+        return FlowRun(
+            fields.pop("id", None) or new_run_id(),
+            name or random_name(),
+            flow_name=flow.name,
+            flow_version=flow.version,
+            entrypoint=entrypoint_of(flow.fn),
+            empirical_policy=policy,
+            **fields,
+        )
+
+    def start(
+        self, flow_run: FlowRun, flow: Flow[Any, Any], parameters: dict[str, Any], state: State[Any], *, own: bool
+    ) -> LiveRun:
+        """Append the first line of a run: header, the owner's claim if `own`, first state. Precedes all else;
+        dying before it, nothing happened; dying after it, the run can be found and taken over."""
+        run_id = str(flow_run.id)
+        stored = {name: value for name, value in parameters.items() if name not in flow.bound_names}
+        header: dict[str, Any] = {"k": "run", "format": FORMAT, "version": FORMAT_VERSION}
+        header.update(reader=FORMAT_VERSION, writer=FORMAT_VERSION, id=run_id, nonce=os.urandom(16).hex())
+        header.update(name=flow_run.name, flow=flow_run.flow_name)
+        optional = {
+            "flow_version": flow_run.flow_version,
+            "entrypoint": flow_run.entrypoint,
+            "tags": sorted(flow_run.tags) or None,
+            "policy": flow_run.empirical_policy or None,
+            "parent_task": flow_run.parent_task_run_id and str(flow_run.parent_task_run_id),
+            "parent_flow": flow_run.parent_flow_run_id and str(flow_run.parent_flow_run_id),
+            "root": None if flow_run.root_flow_run_id == flow_run.id else str(flow_run.root_flow_run_id),
+            "key": flow_run.idempotency_key,
+            "cwd": os.getcwd(),
+        }
+        header.update({key: value for key, value in optional.items() if value is not None})
+        header["parameters"] = keep(stored, run_id, self.store, flow.name)
+        if header["parameters"] is None or "json" not in header["parameters"]:
+            header["shown"] = {name: _shown_value(value) for name, value in stored.items()}
+        bodies = [header]
+        token = self.store.own() if own else None
+        if token is not None:
+            bodies.append({"k": "claim", "owner": token, "pid": os.getpid(), "host": _host()})
+        bodies.append(state_record(state, None, None))
+        try:
+            position = self.store.append(run_id, bodies, expect=0, epoch=1 if own else None)
+        except BaseException:
+            if token is not None:
+                self.store.disown(token)
+            raise
+        run = Run(run_id, self.store)
+        run.fold(Record(run_id, 0, 1 if own else None, state.at, body["k"], body) for body in bodies)
+        run.position = position
+        return self._adopt(run, token)
+
+    def claim(self, run_id: str, *, steal: bool = False, force: bool = False) -> LiveRun:
+        """Take over a run whose process let go or died: append a claim, nothing else.
+
+        A live owner is given :data:`CLAIM_PATIENCE` to let go, then RunningElsewhere is raised, unless
+        `steal`: then the old owner is fenced by its next append. A final run needs `force`, an operator's
+        word; its failed calls are dropped, its completed ones kept."""
+        deadline = time.monotonic() + CLAIM_PATIENCE
+        while True:
+            run = self.fold(run_id)
+            state = run.flow_run.state
+            final = state is not None and state.type in FINAL
+            if final and not force:
+                raise NotPausedError(f"flow run {run_id} has ended as {state}; it is not waiting to be resumed")
+            if run.owner is not None and not steal and self.store.is_alive(run.owner):
+                if time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
+                raise RunningElsewhere(
+                    f"flow run {run_id} is running in process {run.owner_pid} on {run.owner_host}; "
+                    f"stop that process, or take the run from it with --steal"
+                )
+            live = self._append_claim(run, forced=final)
+            if live is not None:
+                return live
+
+    def _append_claim(self, run: Run, *, forced: bool) -> LiveRun | None:
+        """Precedes everything that the new owner appends: from here on the old owner is fenced. None when
+        somebody else appended first."""
+        token = self.store.own()
+        body: dict[str, Any] = {"k": "claim", "owner": token, "pid": os.getpid(), "host": _host()}
+        bodies = [body]
+        if forced:
+            body["forced"] = True
+            state = Pending(name="Resuming", message="Started again by an operator.")
+            assert run.flow_run.state is not None
+            state.at = max(state.at, run.flow_run.state.at + 1)
+            bodies.append(state_record(state, None, None))
+        try:
+            position = self.store.append(run.run_id, bodies, expect=run.position, epoch=run.epoch + 1)
+        except Conflict:
+            self.store.disown(token)
+            return None
+        except BaseException:
+            self.store.disown(token)
+            raise
+        epoch, at = run.epoch + 1, position - 1
+        run.fold(Record(run.run_id, at, epoch, 0, body["k"], body) for body in bodies)
+        run.position = position
+        return self._adopt(run, token)
+
+    def _adopt(self, run: Run, token: str | None) -> LiveRun:
+        live = LiveRun(run, self.store, token, keep_results=self.keep_results)
+        if token is not None:
+            self.owned[run.run_id] = live
+        return live
+
+    def let_go(self, live: LiveRun) -> None:
+        """Release a run that this process owns."""
+        self.owned.pop(live.run_id, None)
+        live.release()
+
+    def abandon(self, live: LiveRun) -> None:
+        """Forget a run that this process owns, without an append."""
+        self.owned.pop(live.run_id, None)
+        live.abandon()
+
+    # --------------------------------------------------------------------------------------------- reading
+
+    def fold(self, run_id: str) -> Run:
+        """The whole log of a run, folded. Raises what is wrong with it."""
+        run, problem = self.fold_what_is_readable(run_id)
+        if problem is not None:
+            raise problem
+        return run
+
+    def fold_what_is_readable(self, run_id: str) -> tuple[Run, MicroflowException | None]:
+        """The log of a run up to what is wrong with it, and what that is."""
+        reading = self.store.read(run_id)
+        run = Run(run_id, self.store)
+        run.fold(reading.records)
+        run.position = reading.position
+        return run, reading.problem
+
+    def find_run_id(self, text: str) -> str:
+        """The id that `text` is, or is the unique beginning of."""
+        found = self.store.find(str(text).lower())
+        if not found:
+            raise ObjectNotFound(f"no flow run has an id that begins with {text!r} in {self.store.location}")
+        if len(found) > 1:
+            raise AmbiguousRunId(f"{text!r} fits {len(found)} flow runs: {', '.join(found[:5])}; give more of the id")
+        return found[0]
+
+    def is_alive(self, run: Run) -> bool:
+        """Whether the process that owns the run lives."""
+        return run.owner is not None and self.store.is_alive(run.owner)
+
+    def _seen(self, run: Run) -> FlowRun:
+        flow_run = run.flow_run
+        flow_run.state = run.seen(self.is_alive(run))
+        return flow_run
+
+    def read_flow_run(self, flow_run_id: UUID | str) -> FlowRun:
+        """A flow run as it is now."""
+        return self._seen(self.fold(str(flow_run_id)))
+
+    def read_flow_run_states(self, flow_run_id: UUID | str) -> list[State[Any]]:
+        """Every recorded state of a flow run, in order."""
+        return self.fold(str(flow_run_id)).states
+
+    def read_flow_runs(
+        self,
+        *,
+        ids: Iterable[UUID | str] | None = None,
+        names: Iterable[str] | None = None,
+        flow_names: Iterable[str] | None = None,
+        state_types: Iterable[StateType | str] | None = None,
+        state_names: Iterable[str] | None = None,
+        tags: Iterable[str] | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        sort: str = "expected_start_time",
+    ) -> list[FlowRun]:
+        """The flow runs that fit every filter given; `tags` must all be there. Runs whose log cannot be
+        read are left out."""
+        wanted = [str(run_id) for run_id in ids] if ids is not None else self.store.list()
+        runs = []
+        for run_id in wanted:
+            try:
+                runs.append(self._seen(self.fold(run_id)))
+            except MicroflowException:
+                continue
+        kept = [run for run in runs if _fits(run, names, state_types, state_names, tags)]
+        if flow_names is not None:
+            names_of_flows = set(flow_names)
+            kept = [run for run in kept if run.flow_name in names_of_flows]
+        kept.sort(key=sort_key(sort))
+        return kept[offset:][:limit]
+
+    def read_task_run(self, task_run_id: UUID | str, *, flow_run_id: UUID | str | None = None) -> TaskRun:
+        """A task run as it is now. Without `flow_run_id` every log may have to be read."""
+        key = UUID(str(task_run_id))
+        here = self.tasks.find(key)
+        if here is not None:
+            return copy.copy(here)
+        for run in self._logs_of(key, flow_run_id):
+            return run.seen_task(str(key), run.seen(self.is_alive(run)))
+        raise ObjectNotFound(f"no task run has the id {task_run_id} in {self.store.location}")
+
+    def read_task_run_states(
+        self, task_run_id: UUID | str, *, flow_run_id: UUID | str | None = None
+    ) -> list[State[Any]]:
+        """Every recorded state of a task run, in order."""
+        key = UUID(str(task_run_id))
+        if self.tasks.find(key) is not None:
+            return self.tasks.states(key)
+        for run in self._logs_of(key, flow_run_id):
+            return run.task_states(str(key))
+        raise ObjectNotFound(f"no task run has the id {task_run_id} in {self.store.location}")
+
+    def _logs_of(self, task_run_id: UUID, flow_run_id: UUID | str | None) -> Iterable[Run]:
+        first = [run_id for run_id, live in list(self.owned.items()) if task_run_id in live.live]
+        candidates = [str(flow_run_id)] if flow_run_id is not None else [*first, *reversed(self.store.list())]
+        for run_id in candidates:
+            run, _ = self.fold_what_is_readable(run_id)
+            if str(task_run_id) in run.tasks:
+                yield run
+
+    def read_task_runs(
+        self,
+        *,
+        flow_run_id: UUID | str,
+        names: Iterable[str] | None = None,
+        state_types: Iterable[StateType | str] | None = None,
+        state_names: Iterable[str] | None = None,
+        tags: Iterable[str] | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[TaskRun]:
+        """The task runs of one flow run that fit every filter given, in the order of their creation."""
+        run = self.fold(str(flow_run_id))
+        flow_state = run.seen(self.is_alive(run))
+        found = (run.seen_task(task_id, flow_state) for task_id in run.tasks)
+        return [task for task in found if _fits(task, names, state_types, state_names, tags)][offset:][:limit]
+
+    # --------------------------------------------------------------------------------------------- writing
+
+    def set_flow_run_state(self, flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Answer:
+        """Propose a state for any flow run, also one that another process owns; that process is told."""
+        owned = self.owned.get(str(flow_run_id))
+        live = owned or LiveRun(self.fold(str(flow_run_id)), self.store, None, keep_results=self.keep_results)
+        try:
+            return live.propose(state, force=force)
+        finally:
+            if owned is None:
+                self.store.close(live.run_id)
+
+    def delete_flow_run(self, flow_run_id: UUID | str) -> None:
+        """Delete a run, its log and its results. RunningElsewhere while a process owns it."""
+        run, _ = self.fold_what_is_readable(str(flow_run_id))
+        if self.is_alive(run):
+            raise RunningElsewhere(f"flow run {run.run_id} is running in process {run.owner_pid}; it was not deleted")
+        self.store.delete(run.run_id)
+
+
+def _fits(
+    run: FlowRun | TaskRun,
+    names: Iterable[str] | None,
+    state_types: Iterable[StateType | str] | None,
+    state_names: Iterable[str] | None,
+    tags: Iterable[str] | None,
+) -> bool:
+    if names is not None and run.name not in set(names):
+        return False
+    if state_types is not None and run.state_type not in {StateType(kind) for kind in state_types}:
+        return False
+    if state_names is not None and run.state_name not in set(state_names):
+        return False
+    return tags is None or set(tags) <= run.tags
+
+
+def _shown_value(value: Any) -> Any:
+    try:
+        return shown(to_json(value))
+    except (MicroflowException, ValueError):
+        return f"<{type(value).__name__}>"
+
+
+def _host() -> str:
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "unknown")
+
+
+class Client:
+    """The methods of :class:`SyncClient` as coroutines, for ``async with get_client() as client``."""
+
+    def __init__(self, client: SyncClient) -> None:
+        self._client = client
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    async def create_flow_run(self, flow: Flow[Any, Any], **fields: Any) -> FlowRun:
+        """See :meth:`SyncClient.create_flow_run`."""
+        return self._client.create_flow_run(flow, **fields)
+
+    async def read_flow_run(self, flow_run_id: UUID | str) -> FlowRun:
+        """See :meth:`SyncClient.read_flow_run`."""
+        return self._client.read_flow_run(flow_run_id)
+
+    async def read_flow_runs(self, **filters: Any) -> list[FlowRun]:
+        """See :meth:`SyncClient.read_flow_runs`."""
+        return self._client.read_flow_runs(**filters)
+
+    async def read_flow_run_states(self, flow_run_id: UUID | str) -> list[State[Any]]:
+        """See :meth:`SyncClient.read_flow_run_states`."""
+        return self._client.read_flow_run_states(flow_run_id)
+
+    async def read_task_run(self, task_run_id: UUID | str, *, flow_run_id: UUID | str | None = None) -> TaskRun:
+        """See :meth:`SyncClient.read_task_run`."""
+        return self._client.read_task_run(task_run_id, flow_run_id=flow_run_id)
+
+    async def read_task_runs(self, **filters: Any) -> list[TaskRun]:
+        """See :meth:`SyncClient.read_task_runs`."""
+        return self._client.read_task_runs(**filters)
+
+    async def read_task_run_states(
+        self, task_run_id: UUID | str, *, flow_run_id: UUID | str | None = None
+    ) -> list[State[Any]]:
+        """See :meth:`SyncClient.read_task_run_states`."""
+        return self._client.read_task_run_states(task_run_id, flow_run_id=flow_run_id)
+
+    async def set_flow_run_state(self, flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Answer:
+        """See :meth:`SyncClient.set_flow_run_state`."""
+        return self._client.set_flow_run_state(flow_run_id, state, force)
+
+    async def delete_flow_run(self, flow_run_id: UUID | str) -> None:
+        """See :meth:`SyncClient.delete_flow_run`."""
+        self._client.delete_flow_run(flow_run_id)
+
+
+# guards the table of clients; held while a client is made, which opens nothing
+_lock = threading.Lock()
+_clients: dict[tuple[str, str, bool], SyncClient] = {}
+
+
+def current_client() -> SyncClient:
+    """The client of the home that the settings name now; one for each home and process."""
+    settings = current_settings()
+    key = (settings.home or resolve_home(), settings.durability, settings.keep_results)
+    client = _clients.get(key)
+    if client is None:
+        home, durability, keep_results = key
+        with _lock:
+            client = _clients.get(key)
+            if client is None:
+                store: Store = MemoryStore() if home == ":memory:" else FileStore(home, durability=durability)
+                client = _clients[key] = SyncClient(store, keep_results=keep_results)
+    return client
+
+
+def get_client(sync_client: bool = False) -> Any:
+    """The client of the current home: coroutines and ``async with`` by default, plain calls with `sync_client`."""
+    client = current_client()
+    return client if sync_client else Client(client)
+
+
+# the reference's spelling
+PrefectClient = Client
+SyncPrefectClient = SyncClient

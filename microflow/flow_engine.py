@@ -1,0 +1,554 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a flow run.
+
+Goal: as in ``task_engine``, one text for blocking and asyncio flows. A flow run owns its log while it runs:
+its first line creates and claims it, its last one carries the final state together with the owner's release,
+so that no reader finds an ended run with an owner, or a run without one that has not ended.
+
+The order at the end of an attempt, and why:
+
+1. the body returns or raises; futures in what it returned are waited for;
+2. the task runner shuts down: what has not started is CANCELLED, what runs is joined;
+3. the final state is appended. It is the last word of the log, so task runs never end after their flow;
+4. hooks run, then the parent's tracking run gets its final state, then the caller goes on.
+
+An interrupt (Ctrl-C, SystemExit, a cancelled asyncio task) turns 2 and 3 around: CRASHED is recorded at once,
+because whoever interrupts may kill next.
+
+Re-execution: a run that was taken over goes on in RUNNING without a new record; the body runs from the top and
+``calls`` hands back what ended. A subflow is a task call like any other, with a log of its own: its *tracking
+run* in the parent's log names the child before the child's log exists, so that a child is never lost, and a
+re-executed parent claims the same child again.
+
+Known hole: a subflow whose process died between the child's final line and the tracking run's is handed back
+from the child's log.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from ._arguments import find
+from ._definitions import hook_name
+from ._waits import AsyncioWaits, BlockingWaits, Waits, finish, now_us, settle, to_us
+from .calls import Call, earlier_end, identity, stand_in, upstreams
+from .client.live import Answer, LiveRun
+from .client.objects import TaskRun, new_run_id
+from .client.orchestration import SyncClient, current_client
+from .context import FlowRunContext, TaskRunContext, current_tags
+from .exceptions import Abort, LogError, ObjectNotFound, Pause, StorageError, UpstreamTaskError
+from .futures import RunFuture, resolve_argument, resolve_futures_to_states
+from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, flow_run_logger
+from .serializers import fingerprint
+from .states import (
+    Pending,
+    Running,
+    State,
+    StateType,
+    Value,
+    exception_to_crashed_state,
+    exception_to_failed_state,
+    get_state_exception,
+    is_states,
+    return_value_to_state,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from uuid import UUID
+
+    from .client.objects import FlowRun
+    from .flows import Flow
+
+R = TypeVar("R")
+ReturnType = Literal["result", "state"]
+
+
+class Tracking:
+    """A subflow in its parent: the tracking run and the log that it stands in."""
+
+    __slots__ = ("call", "child_id")
+
+    def __init__(self, call: Call, child_id: UUID) -> None:
+        self.call = call
+        self.child_id = child_id
+
+    @classmethod
+    def of(cls, flow: Flow[Any, Any], parameters: dict[str, Any], context: FlowRunContext) -> Tracking:
+        """The tracking run of the subflow call that the current run makes now."""
+        live, parent = context.live, context.flow_run.id
+        inputs = {name: upstreams(value) for name, value in parameters.items()}
+        task_context = TaskRunContext.get()
+        if task_context is not None and task_context.task_run.flow_run_id == parent:
+            parent = task_context.task_run.id
+        content = b"".join(
+            (
+                parent.bytes,
+                context.flow_run.attempt.to_bytes(4, "big"),
+                f"flow {flow.name} {flow.call_version}".encode(),
+                fingerprint({k: v for k, v in parameters.items() if k not in flow.bound_names}, stand_in),
+            )
+        )
+        run_id = identity(content, live)
+        ended, again = earlier_end(live, run_id, flow.name)
+        if ended is not None or again:
+            tracking = live.run.task_run(str(run_id))
+            child_id = tracking.child_flow_run_id
+            assert child_id is not None, "a tracking run names its child"
+            return cls(Call(tracking, live, context, ended, again), child_id)
+        child_id = new_run_id()
+        tracking = TaskRun(
+            run_id,
+            f"{flow.name}-{run_id.hex[:3]}",
+            task_key=flow.name,
+            task_version=flow.version,
+            flow_run_id=context.flow_run.id,
+            tags=current_tags(),
+            task_inputs=inputs,
+            child_flow_run_id=child_id,
+        )
+        return cls(Call(tracking, live, context), child_id)
+
+    def begin(self) -> None:
+        """Record the tracking run. Precedes the child's log: dying in between, the child is created under the
+        recorded id by the re-execution."""
+        if not self.call.task_run.recorded:
+            self._append(Pending())
+
+    def end(self, state: State[Any]) -> None:
+        """Record the child's final state in the parent; dying before it, the child's own log has it."""
+        if self.call.task_run.state is not None and self.call.task_run.state.is_final():
+            return
+        self._append(State(state.type, name=state.name, message=state.message, data=state.data))
+
+    def _append(self, state: State[Any]) -> None:
+        tracking = self.call.task_run
+        details = state.state_details
+        details.task_run_id, details.flow_run_id = tracking.id, tracking.flow_run_id
+        details.child_flow_run_id = self.child_id
+        self.call.recorder.propose_task(tracking, [state], force=True)
+
+
+class BaseFlowRunEngine(Generic[R]):
+    """Every rule of a flow run's life."""
+
+    waits: Waits
+
+    # the public steps: plain methods of the blocking engine, coroutines of the other; settle() takes both
+    begin_run: Callable[[], Any]
+    call_flow_fn: Callable[[], Any]
+    call_hooks: Callable[..., Any]
+    handle_success: Callable[[Any], Any]
+    handle_exception: Callable[[Exception], Any]
+
+    def __init__(
+        self,
+        flow: Flow[Any, R],
+        parameters: dict[str, Any] | None = None,
+        flow_run: FlowRun | None = None,
+        wait_for: Any = None,
+        live: LiveRun | None = None,
+        client: SyncClient | None = None,
+    ) -> None:
+        self.flow = flow
+        self.parameters = parameters
+        self.flow_run = flow_run
+        self.wait_for = wait_for
+        self.live = live
+        self.client = client or current_client()
+        self._tracking: Tracking | None = None
+        self._value: Value[Any] | None = None
+        self._raised: BaseException | None = None
+        self._ended: State[Any] | None = None
+
+    # ---------------------------------------------------------------------------------- what it knows
+
+    @property
+    def state(self) -> State[Any]:
+        """The present state of the run."""
+        if self.flow_run is None or self.flow_run.state is None:
+            raise ValueError("the engine has no flow run yet, so there is no state")
+        return self.flow_run.state
+
+    @property
+    def logger(self) -> RunLogger:
+        """The run's logger."""
+        assert self.flow_run is not None
+        return flow_run_logger(self.flow_run)
+
+    def is_running(self) -> bool:
+        """Whether the run is in RUNNING."""
+        return self.flow_run is not None and self.flow_run.state_type is StateType.RUNNING
+
+    # ------------------------------------------------------------------------------------ transitions
+
+    def set_state(self, state: State[Any], force: bool = False) -> Answer:
+        """Propose a state of the run (invariant I2: nothing else appends its states). A final one carries
+        the release of the run, see ``LiveRun.propose``."""
+        assert self.live is not None
+        return self.live.propose(state, force=force, release=not force)
+
+    async def _begin_run(self) -> None:
+        """Enter RUNNING. A run that was taken over while RUNNING is in it already."""
+        while not self.is_running():
+            answer = self.set_state(Running())
+            if answer.status == Answer.WAIT:
+                await self.waits.sleep(answer.seconds)
+            elif answer.status == Answer.ABORT or not self.is_running():
+                raise Abort(f"flow run {self.state} cannot run: {answer.reason}")
+        await settle(self.call_hooks())
+
+    async def _await_retry(self) -> None:
+        due = self.state.state_details.scheduled_time
+        await self.waits.sleep(((to_us(due) or 0) - now_us()) / 1e6)
+        self._log(INFO, "Received non-final state %r, will attempt to run again", self.state.name)
+
+    async def _handle_success(self, result: Any) -> None:
+        self._value = Value(result)
+        terminal = return_value_to_state(result)
+        if not terminal.is_final() and not (terminal.is_paused() or terminal.is_cancelling()):
+            error = ValueError(f"the flow returned {terminal}, which is no state that a run can end in")
+            await settle(self.handle_exception(error))
+            return
+        self.set_state(terminal)
+
+    async def _handle_exception(self, error: Exception) -> None:
+        self._raised = error
+        self._log(ERROR, "Encountered exception during execution: %r", error, error=error)
+        self.set_state(exception_to_failed_state(error, message="Flow run encountered an exception:"))
+
+    def handle_crash(self, error: BaseException) -> None:
+        """Record that the run was interrupted; the interrupt goes on to the caller."""
+        if self.flow_run is None or self.live is None or self.live.token is None or self.state.is_final():
+            return
+        state = exception_to_crashed_state(error)
+        self._log(ERROR, "Crash detected! %s", state.message)
+        self._raised = error
+        self.set_state(state, force=True)
+
+    async def _call_hooks(self, state: State[Any] | None = None) -> None:
+        """Run the hooks of the present state, in order. What they raise is logged (invariant I7)."""
+        state = state or self.state
+        for hook in self.flow.hooks_for(state.type):
+            name = hook_name(hook)
+            self._log(INFO, "Running hook %r in response to entering state %r", name, state.name)
+            outcome = await self.waits.call(hook, self.flow, self.flow_run, state)
+            if outcome.error is not None:
+                self._log(ERROR, "An error was encountered while running hook %r", name, error=outcome.error)
+            else:
+                self._log(INFO, "Hook %r finished running successfully", name)
+
+    # -------------------------------------------------------------------------------------- open and close
+
+    def _open(self) -> State[Any] | None:
+        """Create, adopt or take over the run. The state to hand back when it has ended already."""
+        if self.live is None and self.flow_run is not None:
+            self.live = self.client.claim(str(self.flow_run.id))
+        if self.live is None:
+            context = FlowRunContext.get()
+            if context is not None:
+                return self._open_subflow(context)
+            run = self.client.new_flow_run(self.flow, tags=current_tags())
+            self.live = self.client.start(run, self.flow, self.parameters or {}, Pending(), own=True)
+        return None
+
+    def _open_subflow(self, context: FlowRunContext) -> State[Any] | None:
+        tracking = self._tracking = Tracking.of(self.flow, self.parameters or {}, context)
+        if tracking.call.ended is not None:
+            return tracking.call.ended
+        tracking.begin()
+        child_id = str(tracking.child_id)
+        if tracking.call.again:
+            try:
+                child = self.client.fold(child_id)
+                recorded = child.flow_run.state
+                if recorded is not None and (recorded.is_completed() or recorded.is_failed()):
+                    tracking.end(recorded)
+                    return recorded
+                # who took the parent from a stopped process takes the child from the same process
+                steal = child.owner in context.live.run.former_owners
+                self.live = self.client.claim(child_id, force=True, steal=steal)
+                return None
+            except ObjectNotFound:  # the parent died before the child's first line: create it now
+                pass
+        run = self.client.new_flow_run(
+            self.flow,
+            id=tracking.child_id,
+            tags=current_tags(),
+            parent_task_run_id=tracking.call.task_run.id,
+            parent_flow_run_id=context.flow_run.id,
+            root_flow_run_id=context.flow_run.root_flow_run_id,
+        )
+        self.live = self.client.start(run, self.flow, self.parameters or {}, Pending(), own=True)
+        return None
+
+    @contextmanager
+    def initialize_run(self) -> Iterator[State[Any] | None]:
+        """Own the run for the block; yields the state to hand back, if any. Records an interrupt as a crash and
+        lets go of the run however the block ends."""
+        ended = self._open()
+        if ended is not None:
+            yield ended
+            return
+        live = self.live
+        assert live is not None
+        self.flow_run = live.flow_run
+        if self.parameters is None:
+            self.parameters = self.flow.parameters.bind((), live.run.parameters())
+        try:
+            yield None
+        except (LogError, StorageError) as refused:  # the log does not take our word any more: say nothing in it
+            self.client.abandon(live)
+            raise refused
+        except (Exception, Pause, GeneratorExit):
+            raise
+        except Abort as signal:
+            self._log(ERROR, "Flow run was aborted: %s", signal)
+            raise
+        except BaseException as interrupt:  # recorded, then on its way: KeyboardInterrupt, SystemExit, …
+            self.handle_crash(interrupt)
+            raise
+        finally:
+            self.client.let_go(live)
+            if self._tracking is not None and self.state.is_final():
+                self._tracking.end(self.state)
+            self._log_finished()
+
+    # ------------------------------------------------------------------------------------- the whole life
+
+    async def _prepare(self) -> bool:
+        """Resolve the parameters and name the run; False when an upstream run did not complete."""
+        assert self.parameters is not None and self.live is not None
+        try:
+            for name, value in self.parameters.items():
+                self.parameters[name] = await resolve_argument(value, self.waits)
+            if self.wait_for is not None:
+                await resolve_argument(self.wait_for, self.waits)
+        except UpstreamTaskError as error:
+            self.live.propose(Pending(name="NotReady", message=str(error)), force=True)
+            return False
+        try:
+            own_name = self.flow.render_run_name(self.parameters)
+        except Exception as error:  # the user's template or callable
+            self.set_state(exception_to_failed_state(error, message="The name of the flow run:"), force=True)
+            raise
+        if own_name is not None and own_name != self.live.flow_run.name:
+            self.live.rename(own_name)
+        return True
+
+    async def _run(self) -> None:
+        """One run from its creation to its last hook."""
+        with self.initialize_run() as ended:
+            if ended is not None:
+                self._hand_back(ended)
+                return
+            assert self.live is not None
+            if self.live.must_sync:
+                await self.waits.block(self.live.sync)
+            if not await self._prepare():
+                return
+            kind = "subflow run" if self._tracking is not None else "flow run"
+            self._log(INFO, "Beginning %s %r for flow %r", kind, self.live.flow_run.name, self.flow.name)
+            await settle(self.begin_run())
+            while self.is_running():
+                await self._attempt()
+                if self.state.name == "AwaitingRetry":
+                    await self._await_retry()
+                    await settle(self.begin_run())
+
+    async def _attempt(self) -> None:
+        """Run the body once, from the runner's start to the final state and its hooks."""
+        live, flow_run = self.live, self.flow_run
+        assert live is not None and flow_run is not None and self.parameters is not None
+        live.forget_calls()
+        self._raised = self._value = None
+        runner = self.flow.task_runner.duplicate()
+        with FlowRunContext(self.flow, flow_run, live, self.client, runner, self.parameters):
+            runner.__enter__()
+            error: Exception | None = None
+            result = None
+            try:
+                result = await settle(self.call_flow_fn())
+                result = await self._settled(result)
+            except Exception as failure:  # user code: the run's outcome, not ours to judge
+                error = failure
+            except BaseException as interrupt:
+                self.handle_crash(interrupt)
+                runner.__exit__(None, None, None)
+                await settle(self.call_hooks())
+                raise
+            if runner.is_idle():
+                runner.__exit__(None, None, None)
+            else:
+                await self.waits.block(runner.__exit__, None, None, None)
+            if error is not None:
+                await settle(self.handle_exception(error))
+            else:
+                await settle(self.handle_success(result))
+            if live.must_sync:
+                await self.waits.block(live.sync)
+            if not self.is_running() and self.state.name != "AwaitingRetry":
+                await settle(self.call_hooks())
+
+    async def _settled(self, result: Any) -> Any:
+        """What the body returned, with the final states of its futures in their place."""
+        for future in find(result, (RunFuture,)):
+            await self.waits.wait(future)
+        return resolve_futures_to_states(result)
+
+    def _hand_back(self, ended: State[Any]) -> None:
+        """Give what the subflow came to in an earlier execution, without running it."""
+        self._ended = ended
+        if ended.is_completed():
+            self._value = ended.data if isinstance(ended.data, Value) else Value(ended.data)
+        else:
+            self._raised = get_state_exception(ended)
+
+    def final_state(self) -> State[Any]:
+        """The state that the call came to."""
+        return self._ended if self._ended is not None else self.state
+
+    def result(self) -> Any:
+        """What the caller of the flow gets: the value, or the raised exception."""
+        state = self.final_state()
+        if self._raised is not None and not state.is_completed():
+            raise self._raised
+        if self._value is None or not (state.is_completed() or self._value_is_states()):
+            return state.read_result()
+        value = self._value.load()
+        value = value.load() if isinstance(value, Value) else value
+        if isinstance(value, State):
+            if not value.state_details.task_run_id and (value is state or not value.state_details.flow_run_id):
+                return value.read_result()
+            if not value.is_completed():
+                raise get_state_exception(value)
+        return value
+
+    def _value_is_states(self) -> bool:
+        """A returned collection of states is given to the caller even when the flow FAILED for them."""
+        return self._value is not None and is_states(self._value.load())
+
+    # ------------------------------------------------------------------------------------------- logging
+
+    def _log(self, level: int, message: str, *args: object, error: object = None) -> None:
+        if FLOW_RUNS.isEnabledFor(level) and self.flow_run is not None:
+            self.logger.log(level, message, *args, exc_info=error if isinstance(error, BaseException) else None)
+
+    def _log_finished(self) -> None:
+        state = self.state
+        shown = repr(state) if FLOW_RUNS.isEnabledFor(DEBUG) else str(state)
+        self._log(INFO if state.is_completed() else ERROR, "Finished in state %s", shown)
+
+
+class FlowRunEngine(BaseFlowRunEngine[R]):
+    """The engine of blocking flows; needs no event loop (invariant I8)."""
+
+    waits = BlockingWaits()
+
+    def begin_run(self) -> None:
+        """Enter RUNNING and run the on_running hooks."""
+        finish(self._begin_run())
+
+    def call_flow_fn(self) -> R:
+        """Call the user's function."""
+        args, kwargs = self.flow.parameters.call_arguments(self.parameters or {})
+        result: R = finish(self.waits.call(self.flow.fn, *args, **kwargs)).unwrap()
+        return result
+
+    def call_hooks(self, state: State[Any] | None = None) -> None:
+        """Run the hooks of `state`, the present one unless given."""
+        finish(self._call_hooks(state))
+
+    def handle_success(self, result: R) -> None:
+        """Record what the function returned."""
+        finish(self._handle_success(result))
+
+    def handle_exception(self, exc: Exception) -> None:
+        """Record FAILED, or AwaitingRetry when a retry is left."""
+        finish(self._handle_exception(exc))
+
+
+class AsyncFlowRunEngine(BaseFlowRunEngine[R]):
+    """The engine of coroutine flows, on the caller's event loop."""
+
+    waits = AsyncioWaits()
+
+    async def begin_run(self) -> None:
+        """Enter RUNNING and run the on_running hooks."""
+        await self._begin_run()
+
+    async def call_flow_fn(self) -> R:
+        """Call and await the user's function."""
+        args, kwargs = self.flow.parameters.call_arguments(self.parameters or {})
+        result: R = (await self.waits.call(self.flow.fn, *args, **kwargs)).unwrap()
+        return result
+
+    async def call_hooks(self, state: State[Any] | None = None) -> None:
+        """Run the hooks of `state`, the present one unless given."""
+        await self._call_hooks(state)
+
+    async def handle_success(self, result: R) -> None:
+        """Record what the function returned."""
+        await self._handle_success(result)
+
+    async def handle_exception(self, exc: Exception) -> None:
+        """Record FAILED, or AwaitingRetry when a retry is left."""
+        await self._handle_exception(exc)
+
+
+# ---------------------------------------------------------------------------------------- entry points
+
+
+def _answer(engine: BaseFlowRunEngine[Any], return_type: ReturnType) -> Any:
+    return engine.final_state() if return_type == "state" else engine.result()
+
+
+def run_flow_sync(
+    flow: Flow[Any, R],
+    flow_run: FlowRun | None = None,
+    parameters: dict[str, Any] | None = None,
+    wait_for: Any = None,
+    return_type: ReturnType = "result",
+    *,
+    live: LiveRun | None = None,
+) -> R | State[R] | None:
+    """Run a blocking flow to its end in this thread; see :func:`run_flow`."""
+    engine = FlowRunEngine(flow, parameters, flow_run, wait_for, live)
+    finish(engine._run())
+    answer: R | State[R] | None = _answer(engine, return_type)
+    return answer
+
+
+async def run_flow_async(
+    flow: Flow[Any, R],
+    flow_run: FlowRun | None = None,
+    parameters: dict[str, Any] | None = None,
+    wait_for: Any = None,
+    return_type: ReturnType = "result",
+    *,
+    live: LiveRun | None = None,
+) -> R | State[R] | None:
+    """Run a coroutine flow to its end on this event loop; see :func:`run_flow`."""
+    engine = AsyncFlowRunEngine(flow, parameters, flow_run, wait_for, live)
+    await engine._run()
+    answer: R | State[R] | None = _answer(engine, return_type)
+    return answer
+
+
+def run_flow(
+    flow: Flow[Any, Any],
+    flow_run: FlowRun | None = None,
+    parameters: dict[str, Any] | None = None,
+    wait_for: Any = None,
+    return_type: ReturnType = "result",
+    *,
+    live: LiveRun | None = None,
+) -> Any:
+    """Run a flow: a value or state for a blocking flow, a coroutine for an async one.
+
+    `flow_run` is an existing run to claim and run; its recorded parameters are used unless `parameters` are
+    given, which replace them wholly. `wait_for` is waited for first. `return_type` is "result" or "state".
+    `live` is a run that the caller has claimed already."""
+    run = run_flow_async if flow.isasync else run_flow_sync
+    return run(flow, flow_run, parameters, wait_for, return_type, live=live)

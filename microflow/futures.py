@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Futures: handles on the outcome of runs, and waiting for many of them.
+
+One rule for every kind of future and every thread: waiting is deadline arithmetic and notification.
+Nothing polls, no exception is injected into anybody's code, a timeout of 0 is a poll, None waits for
+ever. A run that will never start because its upstream failed (``NotReady``) counts as done, and so does
+a cancelled one. While a worker thread waits here its slot goes to another run (``_waits``).
+
+User callbacks run once, in the thread that completes the run, or in the caller's when it is complete
+already; what they raise is logged. Nothing of ours is locked meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from ._arguments import StopVisiting, allow_failure, find, opaque, quote, visit_collection
+from ._waits import completion_of, loop_is_running, slot_given_back
+from .client.objects import FlowRun, TaskRun
+from .exceptions import CrashedRun, MicroflowException, UpstreamTaskError
+from .logging import get_logger
+from .states import Pending, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+    from concurrent.futures import Future
+    from uuid import UUID
+
+    from ._waits import Waits
+
+R = TypeVar("R")
+
+
+class RunFuture(ABC, Generic[R]):
+    """A handle on the outcome of a run."""
+
+    def __init__(self, task_run_id: UUID) -> None:
+        self._task_run_id = task_run_id
+        # what the run ended in; a subclass may set it to be a future that is complete from the start
+        self._final_state: State[R] | None = None
+
+    @property
+    def task_run_id(self) -> UUID:
+        """The id of the run."""
+        return self._task_run_id
+
+    @property
+    def state(self) -> State[R]:
+        """The present state; a finished run's final state, with its data, also before ``wait``."""
+        return self._final_state or Pending()
+
+    @abstractmethod
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until the run is done or `timeout` seconds have passed; never raises for either."""
+
+    @abstractmethod
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """Wait, then the run's result; raises what the run raised, or gives it back as a value with
+        ``raise_on_failure=False``. TimeoutError when the run is not done after `timeout` seconds."""
+
+    @abstractmethod
+    def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
+        """Call `fn` with this future once the run is done."""
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """Wait on the running event loop, then the result."""
+        if self._final_state is None:
+            yield from completion_of(self).__await__()
+        return self.result(timeout=0)
+
+
+class TaskRunFuture(RunFuture[R]):
+    """A handle on the outcome of a task run."""
+
+
+class WrappedFuture(TaskRunFuture[R]):
+    """A future that stands for another future object."""
+
+    def __init__(self, task_run_id: UUID, wrapped_future: Any) -> None:
+        super().__init__(task_run_id)
+        self._wrapped_future = wrapped_future
+
+    @property
+    def wrapped_future(self) -> Any:
+        """The future object that this one stands for."""
+        return self._wrapped_future
+
+    def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
+        """Call `fn` with this future once the wrapped one is done."""
+
+        def call(_: object) -> None:
+            try:
+                fn(self)
+            except Exception:  # a callback cannot hurt the run or the thread that completes it (I7)
+                get_logger("futures").exception("a done-callback of task run %s raised", self._task_run_id)
+
+        if self._final_state is not None:
+            call(None)
+        else:
+            self._wrapped_future.add_done_callback(call)
+
+
+class ConcurrentFuture(WrappedFuture[R]):
+    """A future over a ``concurrent.futures.Future``; what that holds, a state or a value, is the outcome."""
+
+    def __init__(self, task_run_id: UUID, wrapped_future: Future[Any]) -> None:
+        super().__init__(task_run_id, wrapped_future)
+        #: called before a wait that would block an event loop; raises when it could never end
+        self.before_blocking_a_loop: Callable[[], None] | None = None
+
+    @property
+    def state(self) -> State[R]:
+        """The present state."""
+        if self._final_state is None and self._wrapped_future.done():
+            self._adopt()
+        return self._final_state or Pending()
+
+    def _adopt(self) -> None:
+        if not self._wrapped_future.cancelled() and self._wrapped_future.exception() is None:
+            outcome = self._wrapped_future.result()
+            if isinstance(outcome, State):
+                self._final_state = outcome
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until the run is done or `timeout` seconds have passed; never raises for either."""
+        if self._final_state is None:
+            self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> bool:
+        wrapped = self._wrapped_future
+        if not wrapped.done():
+            if self.before_blocking_a_loop is not None and loop_is_running():
+                self.before_blocking_a_loop()
+            done = threading.Event()
+            wrapped.add_done_callback(lambda _: done.set())
+            with slot_given_back():
+                if not done.wait(None if timeout is None else max(0.0, timeout)):
+                    return False
+        self._adopt()
+        return True
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """The result of the run. A task that was interrupted raises CrashedRun, so that a ``sys.exit()`` in
+        a task does not end the flow's process."""
+        if self._final_state is None and not self._wait(timeout):
+            raise TimeoutError(f"Task run {self._task_run_id} did not complete within {timeout} seconds")
+        state = self._final_state
+        if state is None:
+            value: R = self._wrapped_future.result(timeout=0)
+            return value
+        if state.is_crashed() and raise_on_failure:
+            error = state.data
+            if isinstance(error, BaseException) and not isinstance(error, Exception):
+                raise CrashedRun(state.message) from error
+        return state.read_result(raise_on_failure)
+
+
+class FutureList(list[RunFuture[R]]):
+    """A list of futures, as ``map`` returns it."""
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for all of them, at most `timeout` seconds in all."""
+        wait(self, timeout)
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
+        """The results in the order of the list. The first run to fail raises at once, the others go on.
+
+        TimeoutError when they are not all done after `timeout` seconds; a TimeoutError out of a task is
+        passed on as it is."""
+        _check_timeout(timeout)
+        results: dict[int, R] = {}
+        try:
+            for future in as_completed(self, timeout):
+                results[id(future)] = future.result(raise_on_failure=raise_on_failure)
+        except _WaitTimeout:
+            raise TimeoutError(f"Timed out waiting for all futures to complete within {timeout} seconds") from None
+        return [results[id(future)] for future in self]
+
+
+class DoneAndNotDoneFutures(NamedTuple):
+    """What ``wait`` returns: the set of done futures and the set of the others."""
+
+    done: set[RunFuture[Any]]
+    not_done: set[RunFuture[Any]]
+
+
+class _WaitTimeout(TimeoutError):
+    """Our own deadline, told apart from a TimeoutError out of a task."""
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"'timeout' must be a non-negative number, got {timeout}")
+
+
+def _distinct(futures: Iterable[RunFuture[R]]) -> list[RunFuture[R]]:
+    distinct = list(dict.fromkeys(futures))
+    for future in distinct:
+        if not hasattr(future, "_final_state"):
+            raise TypeError(f"{future!r} is not a future of a run; give what submit() or map() returned")
+    return distinct
+
+
+class _Arrivals:
+    """The futures of one wait in the order in which they are done. One condition for all of them."""
+
+    def __init__(self, futures: list[RunFuture[Any]]) -> None:
+        self._arrived: deque[RunFuture[Any]] = deque()
+        # guards nothing but the sleep of the waiter; deque operations are atomic
+        self._condition = threading.Condition()
+        for future in futures:
+            if future._final_state is not None:
+                self._arrived.append(future)
+            else:
+                future.add_done_callback(self._arrive)
+
+    def _arrive(self, future: RunFuture[Any]) -> None:
+        with self._condition:
+            self._arrived.append(future)
+            self._condition.notify()
+
+    def next(self, deadline: float | None, waiting_for: Iterable[RunFuture[Any]]) -> RunFuture[Any] | None:
+        """The next one that is done; None when the deadline passes first."""
+        if not self._arrived:
+            if loop_is_running():
+                for future in waiting_for:
+                    before = getattr(future, "before_blocking_a_loop", None)
+                    if before is not None and future._final_state is None:
+                        before()
+            with slot_given_back(), self._condition:
+                while not self._arrived:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        return None
+                    self._condition.wait(left)
+        return self._arrived.popleft()
+
+
+def as_completed(futures: Iterable[RunFuture[R]], timeout: float | None = None) -> Generator[RunFuture[R], None, None]:
+    """Yield the futures as they are done, each distinct one once.
+
+    The clock starts at the first ``next`` and runs while the consumer works. TimeoutError, saying how
+    many are unfinished, when `timeout` seconds have passed; 0 yields those that are done already."""
+    _check_timeout(timeout)
+    return _as_completed(futures, timeout)
+
+
+def _as_completed(futures: Iterable[RunFuture[R]], timeout: float | None) -> Generator[RunFuture[R], None, None]:
+    distinct = _distinct(futures)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    arrivals = _Arrivals(distinct)
+    left = dict.fromkeys(distinct)
+    while left:
+        future = arrivals.next(deadline, left)
+        if future is None:
+            raise _WaitTimeout(f"{len(left)} (of {len(distinct)}) futures unfinished")
+        del left[future]
+        future.wait(0)  # adopt the final state
+        yield future
+
+
+def wait(futures: Iterable[RunFuture[R]], timeout: float | None = None) -> DoneAndNotDoneFutures:
+    """Wait until all are done or `timeout` seconds have passed; never raises for a failed run or the timeout."""
+    _check_timeout(timeout)
+    distinct = _distinct(futures)
+    done: set[RunFuture[Any]] = set()
+    try:
+        done.update(_as_completed(distinct, timeout))
+    except _WaitTimeout:
+        done.update(future for future in distinct if future._final_state is not None)
+    return DoneAndNotDoneFutures(done, set(distinct) - done)
+
+
+# ------------------------------------------------------------------------- futures inside containers
+
+
+def resolve_futures_to_states(expr: Any) -> Any:
+    """The same structure with each future replaced by its final state, once it has one.
+
+    Looks into lists, tuples, sets, dicts, dataclasses and the like, not into ``quote``. Waits."""
+    return _resolved(expr, lambda future: future.state)
+
+
+def resolve_futures_to_results(expr: Any) -> Any:
+    """The same structure with each future replaced by its result, once it has one.
+
+    Waits; raises what the first failed run raised."""
+    return _resolved(expr, lambda future: future.result())
+
+
+def _resolved(expr: Any, outcome: Callable[[RunFuture[Any]], Any]) -> Any:
+    futures = list(dict.fromkeys(find(expr, (RunFuture,))))
+    if not futures:
+        return list(expr) if type(expr) is FutureList else expr
+    wait(futures)
+    outcomes = {future: outcome(future) for future in futures}
+
+    def visit(node: Any, context: dict[str, Any]) -> Any:
+        if isinstance(context.get("annotation"), quote):
+            raise StopVisiting
+        if isinstance(node, RunFuture):
+            raise StopVisiting(outcomes[node])  # a result is not ours to look into
+        return list(node) if type(node) is FutureList else node
+
+    return visit_collection(expr, visit, return_data=True, context={})
+
+
+# ------------------------------------------------------------------------------- arguments of a run
+
+
+async def resolve_argument(value: Any, waits: Waits) -> Any:
+    """One argument as the user's function sees it: futures and states replaced by their results, also in
+    what those results hold, annotations taken off. Waits for the futures.
+
+    UpstreamTaskError when a run that the argument needs did not complete. ``allow_failure`` lets a FAILED
+    one through as its exception and a NotReady one as its data, ``quote`` is left alone, of ``opaque`` only
+    the content itself is resolved."""
+    for future in find(value, (RunFuture,)):
+        await waits.wait(future)
+    return visit_collection(value, _resolve_node, return_data=True, context={}, remove_annotations=True)
+
+
+def _resolve_node(node: Any, context: dict[str, Any]) -> Any:
+    annotation = context.get("annotation")
+    if isinstance(annotation, quote):
+        raise StopVisiting
+    if isinstance(node, (FlowRun, TaskRun)) and not isinstance(annotation, opaque):
+        raise MicroflowException(
+            f"a {type(node).__name__} object cannot be an argument; pass a future, a state or the id, "
+            f"or wrap it in opaque() to hand over the object itself"
+        )
+    if isinstance(node, RunFuture):
+        node.wait()  # done already, unless it came out of another run's result
+        node = node.state
+    elif not isinstance(node, State):
+        return node
+    return _value_of(node, allowed=isinstance(annotation, allow_failure))
+
+
+def _value_of(state: State[Any], *, allowed: bool) -> Any:
+    if state.is_completed():
+        return state.read_result()
+    if allowed and state.is_failed():
+        return state.read_result(raise_on_failure=False)
+    if allowed and state.is_not_ready():
+        return state.data
+    run_id = state.state_details.task_run_id or state.state_details.flow_run_id
+    raise UpstreamTaskError(f"Upstream task run '{run_id}' did not reach a 'COMPLETED' state.")
+
+
+# the reference's spelling
+PrefectFuture = RunFuture
+PrefectTaskRunFuture = TaskRunFuture
+PrefectWrappedFuture = WrappedFuture
+PrefectConcurrentFuture = ConcurrentFuture
+PrefectFutureList = FutureList

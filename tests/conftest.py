@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every test: a home of its own, no thread left behind, and ``--trials``."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PATIENCE = 5.0  # seconds for a thread that was told to end to do so; a machine under load needs more than one
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--trials",
+        type=int,
+        default=None,
+        metavar="N",
+        help="do N rounds in each test that kills processes, races claims or feeds random input (default: its own few)",
+    )
+
+
+@pytest.fixture(scope="session")
+def trials(pytestconfig: pytest.Config) -> Callable[[int], int]:
+    """How many rounds a test does: ``trials(200)`` is 200, or what ``--trials`` says."""
+    wanted: int | None = pytestconfig.getoption("--trials")
+    return lambda default: default if wanted is None else wanted
+
+
+@pytest.fixture(autouse=True)
+def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the test its own empty ``MICROFLOW_HOME``, and no other setting from outside."""
+    for name in [name for name in os.environ if name.startswith("MICROFLOW_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("MICROFLOW_HOME", str(home))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind(private_home: Path) -> Iterator[None]:
+    """Fail the test that leaves a thread alive, and name the thread.
+
+    It takes the home only for the order: a late thread must not see the real home come back.
+    """
+    yield from threads_left_by()
+
+
+def threads_left_by() -> Iterator[None]:
+    """The rule itself: begun before a test and continued after it, it fails when there is a new thread."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + PATIENCE
+    while (alive := [thread for thread in threading.enumerate() if thread not in before]) and (
+        left := deadline - time.monotonic()
+    ) > 0:
+        alive[0].join(left)
+    if alive:
+        names = ", ".join(f"{thread.name} ({type(thread).__name__})" for thread in alive)
+        pytest.fail(f"the test left threads running: {names}", pytrace=False)

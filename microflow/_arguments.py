@@ -71,8 +71,7 @@ class Parameters:
     ``*args`` and ``**kwargs``, or None. ``defaults`` has the parameters that may be left out.
 
     A plain function is read from its code object. Everything else (wrapped functions, methods, partials,
-    callable objects) needs ``inspect``, which costs 11 ms to load; so do calls with ``*args``, ``**kwargs``
-    or positional-only parameters, and errors.
+    callable objects) needs ``inspect``, which costs 11 ms to load; so do errors.
     """
 
     __slots__ = (
@@ -172,20 +171,45 @@ class Parameters:
         return self._bind_any(args, kwargs, apply_defaults)
 
     def _bind_any(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], apply_defaults: bool) -> dict[str, Any]:
-        signature = self.signature
+        """Not by ``inspect``: before 3.13 that refuses ``f(x=1)`` for ``def f(x=0, /, **kwargs)``."""
+        bound: dict[str, Any] = {}
+        rest = dict(kwargs)
+        first_by_word = len(self.positional_only)
+        fits = True
+        value: Any
+        for place, name in enumerate(self.names):
+            if name == self.var_positional:
+                value, given = args[place:], len(args) > place or apply_defaults
+            elif name == self.var_keyword:
+                value, given, rest = rest, bool(rest) or apply_defaults, {}
+            elif place < len(args) and place < len(self.positional):
+                value, given = args[place], True
+                fits = fits and (place < first_by_word or name not in rest)
+            elif place >= first_by_word and name in rest:
+                value, given = rest.pop(name), True
+            else:
+                value, given = self.defaults.get(name), apply_defaults
+                fits = fits and name in self.defaults
+            if given:
+                bound[name] = value
+        if fits and not rest and (len(args) <= len(self.positional) or self.var_positional is not None):
+            return bound
+        raise self._refusal(args, kwargs)
+
+    def _refusal(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ParameterBindError:
+        """The error, in the words of ``inspect``."""
+        problem = TypeError("the arguments do not fit")
         try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as problem:
-            raise ParameterBindError.from_bind_failure(self.name, problem, args, dict(kwargs), signature) from None
-        if apply_defaults:
-            bound.apply_defaults()
-        return dict(bound.arguments)
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            problem = error
+        return ParameterBindError.from_bind_failure(self.name, problem, args, dict(kwargs), self.signature)
 
     @property
     def signature(self) -> inspect.Signature:
         """The same as an ``inspect.Signature``, without the annotations (reading them may fail)."""
         if self._signature is None:
-            import inspect  # 11 ms: not needed by calls of simple functions
+            import inspect  # 11 ms: only for errors
 
             kinds = inspect.Parameter
             by_name: dict[str | None, Any] = {

@@ -51,7 +51,11 @@ def encode_bodies(bodies: Sequence[Body]) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         kinds = ", ".join(body["k"] for body in bodies)
         raise SerializationError(f"a record ({kinds}) cannot be written as JSON: {error}") from error
-    # only the end of a whole line may look like the end of a whole line
+    return _hide_ends(text)
+
+
+def _hide_ends(text: str) -> str:
+    """Only the end of a line may look like the end of a line: or a cut-off one could end like a whole one."""
     return text.replace(',"c":"', ',"\\u0063":"') if ',"c":"' in text else text
 
 
@@ -137,7 +141,7 @@ class Chain:
         self.owner_pid: int | None = None
         self.owner_host: str | None = None
         self.offset = 0  # the byte after the last LF: where reading goes on
-        self.tail = 0  # bytes after the last LF
+        self.tail = 0  # bytes after `offset`, without LF
         self.lines = 0
         self.dead = self.orphans = self.voids = self.duplicates = 0
         self.writer = FORMAT_VERSION
@@ -175,6 +179,7 @@ class Chain:
         if self.tail >= MAXIMUM_LINE:  # no line of ours: not worth keeping in memory until its LF comes
             self._overlong = True
             self.offset += self.tail
+            self.tail = 0
         return accepted
 
     @property

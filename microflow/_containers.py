@@ -404,16 +404,30 @@ def visit_collection(
 
 
 _NEW, _OPEN, _DONE = range(3)
+MAX_REPLACEMENTS = 10_000  # inside each other: then the visitor makes something new for ever
 
 
 class _Node:
     """A container that was met. ``value`` is the visitor's replacement, ``members`` what stands in it, and
     ``items`` what came of each member: another node, or the replacement itself."""
 
-    __slots__ = ("context", "depth", "items", "marked", "members", "parents", "result", "shape", "state", "value")
+    __slots__ = (
+        "context",
+        "depth",
+        "items",
+        "marked",
+        "members",
+        "parents",
+        "replacements",
+        "result",
+        "shape",
+        "state",
+        "value",
+    )
 
     def __init__(self, value: Any, shape: _Shape, depth: int, context: dict[str, Any] | None) -> None:
         self.value = value
+        self.replacements = 0  # how many of those around it the visitor made
         self.shape = shape
         self.members = shape.members(value)
         self.items: list[Any] = []
@@ -446,10 +460,15 @@ class _Visit:
             if len(node.items) == len(node.members):
                 self.stack.pop()
                 continue
-            item = self.meet(node.members[len(node.items)], node.depth, node.context)
+            member = node.members[len(node.items)]
+            item = self.meet(member, node.depth, node.context)
             node.items.append(item)
             if isinstance(item, _Node):
                 item.parents.append(node)
+                if item is self.stack[-1]:  # it is new
+                    item.replacements = node.replacements + (item.value is not member)
+                    if item.replacements > MAX_REPLACEMENTS:
+                        raise MicroflowException(f"replacing {type(member).__name__} objects never ends")
         return root
 
     def meet(self, value: Any, depth: int, context: dict[str, Any] | None) -> Any:

@@ -73,8 +73,9 @@ def _open(path: str, flags: int) -> int:
         descriptor = os.open(path, flags | _ALWAYS, 0o600)
         _descriptors.add(descriptor)
     try:
-        _check_ordinary(path, os.fstat(descriptor))
-        if flags & os.O_CREAT and hasattr(os, "fchmod"):
+        if not flags & os.O_CREAT:
+            _check_ordinary(path, os.fstat(descriptor))
+        elif hasattr(os, "fchmod"):
             os.fchmod(descriptor, 0o600)  # the umask may have taken bits away
     except BaseException:
         close(descriptor)
@@ -107,10 +108,17 @@ def duplicate(descriptor: int) -> int:
 
 
 def close(descriptor: int) -> None:
-    """Close what a function above gave; with its last descriptor a file loses its lock."""
+    """Close what a function above gave; with its last descriptor a file loses its lock.
+
+    A close that fails has closed all the same, and says nothing about what was written: sync does.
+    """
     with _mutex:
         _descriptors.discard(descriptor)
-        os.close(descriptor)
+        try:
+            os.close(descriptor)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise  # a mistake of ours
 
 
 # ----------------------------------------------------------------------------------- read and write
@@ -265,12 +273,17 @@ def make_private_folder(path: str, *, durable: bool = False) -> None:
     A folder that exists already must be ours and writable for us alone: else PermissionError.
     """
     try:
-        os.mkdir(path, 0o700)
+        _make_folder(path, durable)
     except FileNotFoundError:
         make_private_folder(os.path.dirname(path), durable=durable)
-        make_private_folder(path, durable=durable)
+        _make_folder(path, durable)  # once: in /proc, for one, this error does not mean that a folder is missing
+
+
+def _make_folder(path: str, durable: bool) -> None:
+    try:
+        os.mkdir(path, 0o700)
     except FileExistsError:
-        if not is_private_folder(path, mask=0o022):
+        if not is_private_folder(path):
             raise PermissionError(errno.EPERM, "not a folder of ours, or others may write to it", path) from None
     else:
         os.chmod(path, 0o700)  # the umask may have taken bits away
@@ -278,10 +291,10 @@ def make_private_folder(path: str, *, durable: bool = False) -> None:
             sync_folder(os.path.dirname(path))
 
 
-def is_private_folder(path: str, *, mask: int = 0o077) -> bool:
-    """Whether this is a folder (no link) of ours that gives others none of the permissions in `mask`."""
+def is_private_folder(path: str) -> bool:
+    """Whether this is a folder (no link) of ours that nobody else may write to."""
     info = stat_path(path)
-    return modes.S_ISDIR(info.st_mode) and _is_ours(info) and not info.st_mode & mask
+    return modes.S_ISDIR(info.st_mode) and _is_ours(info) and not info.st_mode & 0o022
 
 
 # ---------------------------------------------------------------------------------------------- fork

@@ -53,8 +53,10 @@ class PoolSlot:
         self._pool = pool
         self._depth = 0
 
-    def give_back(self) -> None:
-        """Let another job have the slot."""
+    def give_back(self, *, blocking: bool = True) -> None:
+        """Let another job have the slot. A loop thread that is about to block hands its waiting jobs on."""
+        if blocking:
+            self._pool.leave_loop()
         with self._pool.lock:
             self._depth += 1
             if self._depth == 1:
@@ -124,7 +126,9 @@ class Pool:
 
     def pass_on(self) -> None:
         """Give a slot to whoever needs it next. Called with the lock, by its holder."""
-        if self.returning:
+        if self.active > self.max_workers:
+            self.active -= 1  # somebody took one over the limit; this one makes up for it
+        elif self.returning:
             self.returning.popleft().release()
         elif self._queue and not self._closed:
             self._grant()
@@ -155,7 +159,7 @@ class Pool:
         with self.lock:
             while True:
                 if has_slot:
-                    if self._queue and not self.returning:
+                    if self._queue and not self.returning and self.active <= self.max_workers:
                         return self._queue.popleft()
                     self._let_slot_go()
                 self._idle += 1
@@ -168,7 +172,7 @@ class Pool:
                 has_slot = True
 
     def _let_slot_go(self) -> None:
-        if self.returning:
+        if self.returning and self.active <= self.max_workers:
             self.returning.popleft().release()
         else:
             self.active -= 1
@@ -188,7 +192,7 @@ class Pool:
         """Wait until every started job has ended and every thread of the pool is gone."""
         for thread in list(self._threads):
             thread.join()
-        for loop_thread in list(self._loops):
+        for loop_thread in self._loops:  # grows meanwhile when a job on one of them blocks
             loop_thread.close()
 
     # ---------------------------------------------------------------------------- coroutines on loop threads
@@ -212,24 +216,27 @@ class Pool:
     async def _run_async(self, job: Job) -> None:
         try:
             await job.run_async(PoolSlot(self))
+        except BaseException:  # a callback of the user's broke; an interrupt out of here would end the loop (I7)
+            get_logger("task_runners").exception("a callback on the loop thread of %s raised", self.name)
         finally:
             self.free()
 
-    def loop_is_about_to_block(self, job: Job) -> None:
-        """A loop thread of this pool is about to block until `job` is done.
+    def refuse_to_block_for(self, job: Job) -> None:
+        """RuntimeError when `job` runs on the loop of this thread: to block until it is done would be for ever."""
+        loop_thread = job.loop_thread
+        if loop_thread is not None and loop_thread.thread is threading.current_thread():
+            raise RuntimeError(
+                "this would block the event loop that the awaited task runs on, for ever; "
+                "use `await future` instead of future.result() or future.wait() in a coroutine"
+            )
 
-        What has not started goes to another loop thread; what runs on the very loop that is to be blocked
-        could never end, so that is refused."""
+    def leave_loop(self) -> None:
+        """This thread is about to block. If it is a loop's, what was to start on it starts on another one."""
         here = threading.current_thread()
         with self.lock:
             mine = next((loop for loop in self._loops if loop.thread is here), None)
             if mine is None:
                 return
-            if job.loop_thread is mine:
-                raise RuntimeError(
-                    "this would block the event loop that the awaited task runs on, for ever; "
-                    "use `await future` instead of future.result() or future.wait() in a coroutine"
-                )
             if mine is self._loops[-1]:
                 self._loops.append(LoopThread(f"{self.name}-loop-{len(self._loops)}"))
             waiting, loop_thread = len(self._for_loops), self._loops[-1]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The progress of a flow run on a terminal: one line that is drawn anew, or plain lines when piped.
+"""What people see on their terminal: the progress of a flow run, and text that is safe to print.
+
+Progress is one line that is drawn anew on a terminal, and plain lines when piped.
 
 Fed by the bus: whoever appends a record of the run calls :meth:`Progress.take`, in its own thread.
 """
@@ -16,10 +18,16 @@ if TYPE_CHECKING:
     from .client.live import LiveRun
     from .events import Record
 
+# how the counts call an ended task run
 _ENDED = {"COMPLETED": "done", "FAILED": "failed", "CRASHED": "failed", "CANCELLED": "failed"}
 
 #: seconds between two lines: a terminal's is drawn anew, a pipe's is written once more
 _TERMINAL_PAUSE, _PIPE_PAUSE = 0.1, 2.0
+
+
+def printable(text: str) -> str:
+    """Text from a log or a file made safe for a terminal: no control or invisible characters, one line."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 class Progress:
@@ -70,7 +78,8 @@ class Progress:
         if self._live.handed_back:
             text += f", {self._live.handed_back} handed back"
         text += f", {time.monotonic() - self._started:.1f} s"
-        self._stream.write(f"\r\x1b[K{text}" if self._terminal else f"{self._live.flow_run.flow_name}: {text}\n")
+        name = printable(self._live.flow_run.flow_name)
+        self._stream.write(f"\r\x1b[K{text}" if self._terminal else f"{name}: {text}\n")
         self._stream.flush()
 
     def __exit__(

@@ -15,8 +15,10 @@ Known hole: attributes in ``__slots__`` are lost.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
+from ._modules import class_name
 from .exceptions import MicroflowException, SerializationError
 
 if TYPE_CHECKING:
@@ -53,6 +55,15 @@ def text_of(error: BaseException) -> str:
         return f"<the text of this {type(error).__name__} cannot be read>"
 
 
+def same_text(one: BaseException, text: str) -> bool:
+    """Whether an exception has this text. Addresses of objects in it do not count: they are never the same."""
+    mine = text_of(one)
+    return mine == text or _ADDRESS.sub("", mine) == _ADDRESS.sub("", text)
+
+
+_ADDRESS = re.compile("0x[0-9a-fA-F]+")
+
+
 def describe(error: BaseException, write: Callable[[Any, str], Any], *, strict: bool) -> dict[str, Any]:
     """An exception as a JSON object. ``write(value, step)`` turns a part of it into JSON; `step` is its path.
 
@@ -62,7 +73,7 @@ def describe(error: BaseException, write: Callable[[Any, str], Any], *, strict: 
     is left out.
     """
     kind = type(error)
-    described: dict[str, Any] = {"type": f"{kind.__module__}:{kind.__qualname__}", "message": text_of(error)}
+    described: dict[str, Any] = {"type": class_name(kind), "message": text_of(error)}
     args, attributes = _parts(error)
     notes = attributes.pop("__notes__", None)
     try:
@@ -142,7 +153,7 @@ def restore(described: dict[str, Any], resolve: Callable[[str, str], Any], read:
             error = _rebuild(described, resolve, read)
         except Exception:  # whatever the class does when it is made or read, the caller gets an exception
             error = None
-    if error is None or text_of(error) != message:
+    if error is None or not same_text(error, message):
         error = RestoredError(str(qualname), str(message))
     if described.get("notes"):
         error.__notes__ = list(described["notes"])  # type: ignore[attr-defined,unused-ignore]  # 3.11

@@ -54,11 +54,9 @@ _NO_BRACKETS = re.compile(r"[^\[\]{}]+")
 def _is_too_deep(text: str, depth: int = MAXIMUM_DEPTH) -> bool:
     if text.count("[") + text.count("{") <= depth:
         return False
-    brackets = _NO_BRACKETS.sub("", _STRINGS.sub("", text))
+    brackets = _NO_BRACKETS.sub("", _STRINGS.sub("", text)).replace("{", "[").replace("}", "]")
     for _ in range(depth):
-        before, brackets = brackets, brackets.replace("[]", "").replace("{}", "")  # the innermost level goes
-        if brackets == before:
-            break
+        brackets = brackets.replace("[]", "")  # takes the innermost level away
     return bool(brackets)
 
 

@@ -24,6 +24,7 @@ path posixpath windowspath  the text of a path of this system, of a pure POSIX p
 enum                      ``[class, name]``, or ``[class, null, value]`` for flags that have no name together
 namedtuple dataclass      ``[class, members]``, ``[class, {field: value}]``
 exception                 an object, see ``_stored_exceptions.describe``
+state                     ``{type, name, message, at, details, data}``; of ``results``, which adds this tag
 ========================= ==================================================================================
 
 A class is named ``module:qualname`` and found again by a *resolver*. The default one looks only at what is
@@ -44,6 +45,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from ._modules import class_name, loaded_module
 from ._stored_exceptions import describe, restore
 from .exceptions import SerializationError
 
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 """How deep containers may stand in each other. What contains itself is deeper than that."""
 
-MAX_MEMBERS = 4_000_000  # a small value whose parts stand in it many times over can be huge when written out
+MAX_MEMBERS = 500_000  # more do not fit into the 1 MiB that is kept; parts that stand in a value often add up
 MAX_BITS = 2048  # of an int as decimal text: Python refuses to convert more than 4,300 digits, or 640 if told so
 
 
@@ -86,7 +88,7 @@ class NotEncodable(SerializationError):
 
 def default_resolver(module: str, qualname: str) -> Any:
     """What `qualname` names in a module that is imported already; SerializationError when there is none."""
-    found = sys.modules.get(module)
+    found = loaded_module(module)
     if found is None:
         raise SerializationError(f"{module}:{qualname} is not known here: module {module} is not imported")
     return _attribute(found, module, qualname)
@@ -97,7 +99,7 @@ def import_resolver(module: str, qualname: str) -> Any:
     import importlib  # costs 0.7 ms and is rarely needed
 
     try:
-        found = importlib.import_module(module)
+        found = loaded_module(module) or importlib.import_module(module)
     except Exception as error:  # a module may raise anything while it is imported
         raise SerializationError(f"{module}:{qualname} cannot be imported: {type(error).__name__}: {error}") from error
     return _attribute(found, module, qualname)
@@ -112,21 +114,17 @@ def _attribute(found: Any, module: str, qualname: str) -> Any:
     return found
 
 
-def _name(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
 def _class_path(kind: type) -> str:
     """The name by which the class is found again; NotEncodable when it would not be."""
     if "<locals>" in kind.__qualname__:
-        raise NotEncodable(f"the class {_name(kind)} is defined inside a function and cannot be found again")
+        raise NotEncodable(f"the class {class_name(kind)} is defined inside a function and cannot be found again")
     try:
         found = default_resolver(kind.__module__, kind.__qualname__)
     except SerializationError as problem:
         raise NotEncodable(str(problem)) from None
     if found is not kind:
-        raise NotEncodable(f"{_name(kind)} names something else than the class of this value")
-    return _name(kind)
+        raise NotEncodable(f"{class_name(kind)} names something else than the class of this value")
+    return class_name(kind)
 
 
 # -------------------------------------------------------------------------------------------------- writing
@@ -153,7 +151,7 @@ class _Writer:
             return value if math.isfinite(value) else _tag("float", repr(value))
         write = _WRITERS.get(kind) or _writer_of(kind)
         if write is None:
-            raise NotEncodable(f"there is no JSON form for a {_name(kind)}")
+            raise NotEncodable(f"there is no JSON form for a {class_name(kind)}")
         if self.depth >= MAX_DEPTH:
             raise NotEncodable(f"it is nested deeper than {MAX_DEPTH} levels, or contains itself")
         self.depth += 1
@@ -248,7 +246,7 @@ def _write_moment(_: _Writer, value: datetime | time) -> Any:
     if zone is not None and type(zone) is not timezone:
         key = getattr(zone, "key", None)
         if type(zone).__name__ != "ZoneInfo" or key is None:
-            raise NotEncodable(f"there is no JSON form for the time zone {zone!r} (a {_name(type(zone))})")
+            raise NotEncodable(f"there is no JSON form for the time zone {zone!r} (a {class_name(type(zone))})")
     text = value.isoformat()
     return _tag(type(value).__name__, text if key is None and not value.fold else [text, key, value.fold])
 
@@ -273,7 +271,7 @@ def _write_enum(writer: _Writer, value: enum.Enum) -> Any:
 
 def _write_namedtuple(writer: _Writer, value: tuple[Any, ...]) -> Any:
     if getattr(value, "__dict__", None):
-        raise NotEncodable(f"this {_name(type(value))} has attributes beside its fields")
+        raise NotEncodable(f"this {class_name(type(value))} has attributes beside its fields")
     return _tag("namedtuple", [_class_path(type(value)), writer.members(value)])
 
 
@@ -284,11 +282,11 @@ def _write_dataclass(writer: _Writer, value: Any) -> Any:
     names = [field.name for field in dataclasses.fields(value)]
     extra = sorted(getattr(value, "__dict__", {}).keys() - set(names))
     if extra:
-        raise NotEncodable(f"this {_name(kind)} has attributes beside its fields: {', '.join(extra)}")
+        raise NotEncodable(f"this {class_name(kind)} has attributes beside its fields: {', '.join(extra)}")
     try:
         fields = {name: getattr(value, name) for name in names}
     except AttributeError as error:
-        raise NotEncodable(f"a field of this {_name(kind)} is not set: {error}") from None
+        raise NotEncodable(f"a field of this {class_name(kind)} is not set: {error}") from None
     return _tag("dataclass", [_class_path(kind), writer.named(fields, ".{}")])
 
 
@@ -498,6 +496,13 @@ _READERS: dict[Any, Callable[[_Reader, Any], Any]] = {
     "dataclass": _read_dataclass,
     "exception": lambda reader, data: restore(data, reader.resolve, reader.read),
 }
+
+
+def add_tag(tag: str, kind: type, parts: Callable[[Any], Any], rebuild: Callable[[Any], Any]) -> None:
+    """Carry a class of our own as well, under `tag`: `parts` gives what is written of a value, `rebuild` makes the
+    value of that again. For modules on higher floors, when they are imported."""
+    _WRITERS[kind] = lambda writer, value: _tag(tag, writer.write(parts(value)))
+    _READERS[tag] = lambda reader, data: rebuild(reader.read(data))
 
 
 def from_json(data: Any, resolve: Resolver | None = None) -> Any:

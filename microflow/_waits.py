@@ -153,7 +153,7 @@ class AsyncioWaits:
         """Call `fn` in a thread of the loop's pool, so that the disk does not stall the loop."""
         import asyncio  # loaded only by runs that already use it
 
-        return await asyncio.get_running_loop().run_in_executor(None, fn, *args)
+        return await asyncio.to_thread(fn, *args)  # in this run's context: its slot is given back there
 
 
 async def completion_of(thing: Waitable) -> None:
@@ -176,7 +176,7 @@ async def completion_of(thing: Waitable) -> None:
     if slot is None:
         await done
         return
-    slot.give_back()
+    slot.give_back(blocking=False)
     try:
         await done
     finally:
@@ -220,8 +220,9 @@ def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
 class Slot(Protocol):
     """The right of a submitted run to be one of the ``max_workers`` that are active."""
 
-    def give_back(self) -> None:
-        """Let another run have the slot; counted, so that nested waits give back once."""
+    def give_back(self, *, blocking: bool = True) -> None:
+        """Let another run have the slot; counted, so that nested waits give back once. `blocking` says that
+        the calling thread is about to block, which matters when it is an event loop's."""
 
     def take_again(self, *, at_once: bool = False) -> None:
         """Have a slot again; blocks until one is free unless `at_once`."""
@@ -245,7 +246,8 @@ class slot_given_back:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._slot is not None:
-            self._slot.take_again()
+            # a loop that has blocked long enough is not to block for the slot as well
+            self._slot.take_again(at_once=loop_is_running())
 
 
 # ------------------------------------------------------------------------------------------------ colour

@@ -122,7 +122,7 @@ def _inputs(
     if wait_for:
         inputs["wait_for"] = upstreams(wait_for)
     for name, more in (dependencies or {}).items():
-        known = inputs[name]
+        known = inputs.setdefault(name, [])
         known.extend(item for item in sorted(more, key=repr) if item not in known)
     return inputs
 

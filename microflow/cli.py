@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ._progress import Progress
+from ._progress import Progress, printable
 from ._waits import now_us
 from .client.fold import Run, shown, shown_result
-from .client.objects import FINAL
 from .client.orchestration import SyncClient, current_client
 from .exceptions import (
     ConfigurationError,
@@ -36,6 +36,8 @@ from .exceptions import (
     Fenced,
     LogFormatTooNew,
     MicroflowException,
+    NotPausedError,
+    ObjectNotFound,
     Pause,
     RunningElsewhere,
     StorageError,
@@ -49,6 +51,7 @@ from .states import Pending, State, StateType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import NoReturn
 
     from .client.live import LiveRun
 
@@ -65,6 +68,8 @@ _STATUS_OF_ERROR: tuple[tuple[type[BaseException], int], ...] = (
     (MicroflowException, WRONG_USE),
 )
 
+_PROGRAM = f"python -m {__package__}"
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -72,13 +77,25 @@ class UsageError(MicroflowException):
     """The words of the command line do not make sense."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USE, f"microflow: {message}; see {self.prog} --help\n")
+
+
+class _Formatter(logging.Formatter):
+    """One line for each message, whatever names and values hold; a traceback keeps its own lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, exc_info: Any) -> str:
+        return "\n".join(map(printable, super().formatException(exc_info).splitlines()))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    import logging  # the one place where microflow configures logging: here it is the program
-
-    level = getattr(logging, options.log_level.upper())
-    logging.basicConfig(level=level, format="%(asctime)s | %(levelname)-7s | %(name)s - %(message)s")
+    _configure_logging(options.log_level)
     try:
         status: int = options.command(options, _client())
         return status
@@ -93,14 +110,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _status_of_error(error)
 
 
+def _configure_logging(level: str) -> None:
+    """The one place where microflow configures logging: here it is the program."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s | %(levelname)-7s | %(name)s - %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
 def _status_of_error(error: MicroflowException) -> int:
     return next(status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="microflow", description="Run flows; look at, resume and delete their runs.")
+    parser = _Parser(prog=_PROGRAM, description="Run flows; look at, resume and delete their runs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document on standard output")
     common.add_argument(
         "--log-level", default="warning", choices=["debug", "info", "warning", "error"], help="what is logged to stderr"
@@ -150,45 +174,54 @@ def run_command(options: argparse.Namespace, client: SyncClient) -> int:
 
 def resume_command(options: argparse.Namespace, client: SyncClient) -> int:
     """``resume RUN``. A completed run is reported as it is; any other that nobody runs is run again."""
-    run = client.fold(client.find_run_id(options.run))
+    run = client.free_run(client.find_run_id(options.run), steal=options.steal)
     recorded = run.flow_run.state
-    if recorded is not None and recorded.is_completed():
-        print(f"flow run {run.run_id} has completed already; nothing was run", file=sys.stderr)
-        return _report_end(options, run, recorded)
-    if not options.steal and client.is_alive(run) and (recorded is None or not recorded.is_final()):
-        client.claim(run.run_id)  # waits for a moment, then says where it runs
-    with _stdout_for_json(options.json):
-        flow = load_flow_from_entrypoint(options.code or _entrypoint(run, client))
-        force = recorded is not None and recorded.type in FINAL
-        live, parameters, _ = take_over(flow, run.run_id, steal=options.steal, force=force)
-        state = _execute(flow, live, parameters)
-    return _report_end(options, live.run, state)
+    ran = None if recorded is not None and recorded.is_completed() else _run_again(options, client, run)
+    if ran is not None:
+        return _report_end(options, *ran)
+    run = client.fold(run.run_id)
+    assert run.flow_run.state is not None
+    print(f"flow run {run.run_id} has completed already; nothing was run", file=sys.stderr)
+    return _report_end(options, run, run.flow_run.state)
 
 
 def ls_command(options: argparse.Namespace, client: SyncClient) -> int:
     """``ls``. A run whose log is damaged is listed as far as it can be read."""
-    reports, worst = [], COMPLETED
-    for run_id in client.store.list():
-        run, problem = client.fold_what_is_readable(run_id)
+    found: list[tuple[Run, State[Any] | None]] = []
+    worst = COMPLETED
+    for run, problem in _every_run(client):
         if problem is not None:
             print(f"microflow: {printable(str(problem))}", file=sys.stderr)
             worst = max(worst, _status_of_error(problem))
-        if not run.header:
-            continue
-        reports.append((run, _report(run, run.seen(client.is_alive(run)))))
+        if run is not None:
+            found.append((run, run.seen(client.is_alive(run))))
     if options.json:
-        print(json.dumps([report for _, report in reports]))
+        print(json.dumps([_report(run, seen) for run, seen in found]))
         return worst
     rows: list[tuple[str, ...]] = [("ID", "STATE", "FLOW", "NAME", "STARTED", "SECONDS")]
-    for run, report in reports:
+    for run, seen in found:
         flow_run = run.flow_run
         started = flow_run.start_time.strftime("%Y-%m-%d %H:%M:%S") if flow_run.start_time else "-"
         seconds = f"{flow_run.estimated_run_time.total_seconds():.1f}"
         if flow_run.end_time is None and not client.is_alive(run):
             seconds = "-"
-        rows.append((run.run_id, str(report["state_name"]), flow_run.flow_name, flow_run.name, started, seconds))
+        rows.append((run.run_id, str(seen and seen.name), flow_run.flow_name, flow_run.name, started, seconds))
     _print_table(rows)
     return worst
+
+
+def _every_run(client: SyncClient) -> Iterator[tuple[Run | None, MicroflowException | None]]:
+    """Each run as far as it can be read, with what is wrong with its log. The trouble of one run is not that of
+    the others; one whose creator was killed in its first line was never there."""
+    for run_id in client.store.list():
+        try:
+            run, problem = client.fold_what_is_readable(run_id)
+        except ObjectNotFound:
+            continue
+        except MicroflowException as error:
+            yield None, error
+        else:
+            yield (run if run.header else None), problem
 
 
 def show_command(options: argparse.Namespace, client: SyncClient) -> int:
@@ -211,12 +244,11 @@ def gc_command(options: argparse.Namespace, client: SyncClient) -> int:
     """``gc --older-than AGE``. Only runs that ended are deleted; what can be resumed is kept."""
     limit = now_us() - int(_seconds(options.older_than) * 1e6)
     deleted = []
-    for run_id in client.store.list():
-        run, problem = client.fold_what_is_readable(run_id)
-        state = run.flow_run.state if run.header else None
-        if problem is None and state is not None and state.is_final() and state.at < limit:
-            client.delete_flow_run(run_id)
-            deleted.append(_report(run, state))
+    for run, problem in _every_run(client):
+        state = None if run is None or problem is not None else run.flow_run.state
+        if run is not None and state is not None and state.is_final() and state.at < limit:
+            deleted.append(_report(run, state))  # before its result files are gone
+            client.delete_flow_run(run.run_id)
     print(json.dumps(deleted) if options.json else f"deleted {len(deleted)} flow run(s)")
     return COMPLETED
 
@@ -233,12 +265,18 @@ def _parameters(flow: Flow[Any, Any], given: list[str]) -> dict[str, Any]:
         if name not in flow.parameters.names:
             takes = ", ".join(flow.parameters.names) or "none"
             raise UsageError(f"flow {flow.name!r} has no parameter {name!r}; its parameters are: {takes}")
+        if name in values:
+            raise UsageError(f"--param {name} is given twice")
         try:
-            values[name] = json.loads(value)
-        except ValueError as problem:
+            values[name] = json.loads(value, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as problem:
             hint = "" if value[:1] in '{["' else f"; a text needs quotes: --param '{name}={json.dumps(value)}'"
             raise UsageError(f"--param {name}={value} is not JSON ({problem}){hint}") from problem
     return flow.bind((), values)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
 
 
 def _entrypoint(run: Run, client: SyncClient) -> str:
@@ -253,7 +291,19 @@ def _entrypoint(run: Run, client: SyncClient) -> str:
     return entrypoint
 
 
+def _run_again(options: argparse.Namespace, client: SyncClient, run: Run) -> tuple[Run, State[Any]] | None:
+    """Take the run over and run it; None when another process completed it meanwhile."""
+    with _stdout_for_json(options.json):
+        flow = load_flow_from_entrypoint(options.code or _entrypoint(run, client))
+        try:
+            live, parameters, _ = take_over(flow, run.run_id, steal=options.steal, force=True)
+        except NotPausedError:
+            return None
+        return live.run, _execute(flow, live, parameters)
+
+
 def _execute(flow: Flow[Any, Any], live: LiveRun, parameters: dict[str, Any]) -> State[Any]:
+    """Run the claimed run to its end; gives the state in which it ended, however that came about."""
     with Progress(live, sys.stderr):
         try:
             outcome = run_flow(flow, None, parameters, None, "state", live=live)
@@ -264,9 +314,12 @@ def _execute(flow: Flow[Any, Any], live: LiveRun, parameters: dict[str, Any]) ->
         except Pause as pause:
             assert pause.state is not None
             outcome = pause.state
-        except KeyboardInterrupt:
-            print(f"microflow: interrupted; go on with: python -m microflow resume {live.run_id}", file=sys.stderr)
-            raise
+        except BaseException as error:  # sys.exit, Ctrl-C, a bad run name: recorded, and reported as recorded
+            outcome = live.flow_run.state
+            if outcome is None or not outcome.is_final():
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                print(f"microflow: interrupted; go on with: {_PROGRAM} resume {live.run_id}", file=sys.stderr)
     state: State[Any] = outcome
     return state
 
@@ -328,7 +381,10 @@ def _plain_result(state: State[Any]) -> Any:
     entry = getattr(state.data, "entry", None)
     if entry is not None:
         if entry.get("format") == "json":
-            return shown(state.data.document())
+            try:
+                return shown(state.data.document())
+            except (MicroflowException, ValueError):  # its file is missing or damaged: say what it was
+                pass
         return shown_result(entry)
     value = state.data.load() if hasattr(state.data, "load") else state.data
     try:
@@ -374,11 +430,6 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in safe) for column in range(len(safe[0]))]
     for row in safe:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
-
-
-def printable(text: str) -> str:
-    """Text from a log or a file made safe for a terminal: no control or invisible characters, one line."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _seconds(age: str) -> float:

@@ -79,11 +79,15 @@ class Bus:
         return self._add(self._by_log, run_id, subscriber)
 
     def _add(self, table: dict[str, tuple[Subscriber, ...]], key: str, subscriber: Subscriber) -> Callable[[], None]:
+        ended = False
+
         def end() -> None:
+            nonlocal ended
             with self._lock:
                 kept = list(table.get(key, ()))
-                if subscriber in kept:
+                if not ended:  # once only: the same subscriber may have another subscription
                     kept.remove(subscriber)
+                ended = True
                 if kept:
                     table[key] = tuple(kept)
                 else:

@@ -14,8 +14,8 @@ from .states import StateType
 from .task_runners import TaskRunner, ThreadPoolTaskRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Literal
+    from collections.abc import Callable, Coroutine, Iterable
+    from typing import Concatenate, Literal
 
     from typing_extensions import Unpack
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Hook = Callable[..., object]
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -125,8 +126,26 @@ class Flow(Definition, Generic[P, R]):
         twin.isclassmethod, twin.isstaticmethod = self.isclassmethod, self.isstaticmethod
         return twin
 
+    if TYPE_CHECKING:  # what binding a method does to its type; at run time it is the Definition's
+
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> Flow[P, R]: ...
+        @overload
+        def __get__(self: Flow[Concatenate[Any, Q], R], instance: object, owner: type | None = None) -> Flow[Q, R]: ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
+
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def __call__(self, *args: Any, return_state: Literal[False] = ..., wait_for: Any, **kwargs: Any) -> R: ...
+    @overload
+    def __call__(
+        self: Flow[P, Coroutine[Any, Any, T]],
+        *args: Any,
+        return_state: Literal[True],
+        wait_for: Any = ...,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, State[T]]: ...
     @overload
     def __call__(self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any) -> State[R]: ...
 

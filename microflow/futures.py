@@ -23,7 +23,7 @@ from ._waits import completion_of, loop_is_running, slot_given_back
 from .client.objects import FlowRun, TaskRun
 from .exceptions import CrashedRun, MicroflowException, UpstreamTaskError
 from .logging import get_logger
-from .states import Pending, State
+from .states import Cancelled, Pending, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -92,14 +92,16 @@ class WrappedFuture(TaskRunFuture[R]):
     def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
         """Call `fn` with this future once the wrapped one is done."""
 
-        def call(_: object) -> None:
+        def call(_: object, contained: type[BaseException] = BaseException) -> None:
             try:
                 fn(self)
-            except Exception:  # a callback cannot hurt the run or the thread that completes it (I7)
+            # not even an interrupt may get out where a run ends: it would keep those who wait from being
+            # called, and they would wait for ever (I7)
+            except contained:
                 get_logger("futures").exception("a done-callback of task run %s raised", self._task_run_id)
 
         if self._final_state is not None:
-            call(None)
+            call(None, Exception)
         else:
             self._wrapped_future.add_done_callback(call)
 
@@ -120,7 +122,9 @@ class ConcurrentFuture(WrappedFuture[R]):
         return self._final_state or Pending()
 
     def _adopt(self) -> None:
-        if not self._wrapped_future.cancelled() and self._wrapped_future.exception() is None:
+        if self._wrapped_future.cancelled():
+            self._final_state = Cancelled(message="The future was cancelled before the run started.")
+        elif self._wrapped_future.exception() is None:
             outcome = self._wrapped_future.result()
             if isinstance(outcome, State):
                 self._final_state = outcome
@@ -133,12 +137,14 @@ class ConcurrentFuture(WrappedFuture[R]):
     def _wait(self, timeout: float | None) -> bool:
         wrapped = self._wrapped_future
         if not wrapped.done():
+            if timeout is not None and timeout <= 0:
+                return False  # a poll blocks nothing and leaves no callback behind
             if self.before_blocking_a_loop is not None and loop_is_running():
                 self.before_blocking_a_loop()
             done = threading.Event()
             wrapped.add_done_callback(lambda _: done.set())
             with slot_given_back():
-                if not done.wait(None if timeout is None else max(0.0, timeout)):
+                if not done.wait(timeout):
                     return False
         self._adopt()
         return True
@@ -172,10 +178,13 @@ class FutureList(list[RunFuture[R]]):
         TimeoutError when they are not all done after `timeout` seconds; a TimeoutError out of a task is
         passed on as it is."""
         _check_timeout(timeout)
+        deadline = time.monotonic() + timeout if timeout else None
         results: dict[int, R] = {}
         try:
             for future in as_completed(self, timeout):
                 results[id(future)] = future.result(raise_on_failure=raise_on_failure)
+            if deadline is not None and time.monotonic() > deadline:
+                raise _WaitTimeout  # reading a result took too long
         except _WaitTimeout:
             raise TimeoutError(f"Timed out waiting for all futures to complete within {timeout} seconds") from None
         return [results[id(future)] for future in self]
@@ -226,6 +235,8 @@ class _Arrivals:
     def next(self, deadline: float | None, waiting_for: Iterable[RunFuture[Any]]) -> RunFuture[Any] | None:
         """The next one that is done; None when the deadline passes first."""
         if not self._arrived:
+            if deadline is not None and deadline <= time.monotonic():
+                return None
             if loop_is_running():
                 for future in waiting_for:
                     before = getattr(future, "before_blocking_a_loop", None)

@@ -298,8 +298,8 @@ class Log:
             self._medium.write(b"\n", end)
             end = self._fold()  # not to be left out: the tail may have been a whole line, and count
             self._check_sound()
-            if self._chain.offset != end:
-                raise StorageError(f"{self._medium.location} cannot be read up to its end")
+        if self._chain.offset != end:
+            raise StorageError(f"{self._medium.location} cannot be read up to its end")
         return end
 
     def _check_poison(self) -> None:

@@ -15,9 +15,10 @@ import json
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ._tagged_json import add_tag
 from .exceptions import MissingResult, SerializationError, StorageError
 from .serializers import default_resolver, import_resolver, pack, to_json, unpack
-from .states import Value
+from .states import State, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +85,25 @@ def _warn(name: str, problem: str) -> None:
         warnings.warn(
             f"the result of {name!r} {problem}. A re-execution will run the call again.", RuntimeWarning, stacklevel=2
         )
+
+
+def _parts_of_state(state: State[Any]) -> dict[str, Any]:
+    data = state.data.load() if isinstance(state.data, Value) else state.data
+    parts = {"type": state.type.value, "name": state.name, "message": state.message, "at": state.at}
+    return {**parts, "details": state.state_details.given(), "data": [data] if state.data is not None else []}
+
+
+def _state_from(parts: dict[str, Any]) -> State[Any]:
+    """The state again; its value in a :class:`Value`, an exception bare, as engines make them."""
+    state: State[Any] = State(parts["type"], parts["name"], parts["message"], state_details=parts["details"])
+    state.at = parts["at"]
+    for data in parts["data"]:
+        state.data = data if isinstance(data, BaseException) else Value(data)
+    return state
+
+
+# a run that returns states, as those of a map, is kept as JSON like any other
+add_tag("state", State, _parts_of_state, _state_from)
 
 
 class KeptResult(Value[Any]):

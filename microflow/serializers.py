@@ -14,18 +14,20 @@ a few microseconds for common ones; never an exception.
 What does not work: ``hash`` (differs between processes), pickle (differs between versions, fails on much),
 ``repr`` (contains addresses), walking every value in Python (slow).
 
-The rule: the hash is that of the value as JSON with sorted keys, written by the encoder in C. For what
-JSON has no form for, the encoder asks :func:`_stand_in`: sets become sorted lists, objects their class's
-name with their attributes, memory buffers a hash of their bytes, and what shows nothing of itself its
-class's name alone. Inputs on which the C encoder fails, or that are nested deeper than 100 levels, are
-first copied into a plainer form by :func:`_plain`. Which way is taken depends on the value only.
+The rule: inputs of plain JSON types, and leaves such as dates, are written as JSON with sorted keys by the
+encoder in C, and the text is hashed. Everything else (objects with attributes, keys of mixed types, cycles,
+more than 100 levels) takes the long way, :class:`_Walk`: each container is hashed once, from its members'
+hashes, so that an object that is reached on a million paths costs no more than on one. Objects count by the
+name of their class and their attributes, memory buffers by their bytes, sets by their sorted members, and
+what shows nothing of itself by the name of its class alone. Which way is taken depends on the value only.
 
 What counts as equal: a tuple and the list of its members; a dict key and its JSON text (``1`` and ``"1"``);
 a subclass of int, str, dict, list and its base. Module names of classes do not count, because the same
 script is ``__main__`` in one process and has its own name in the next.
 
-Known holes: objects that show neither attributes nor a buffer are equal to all others of their class. On a
-stack that is nearly full the C encoder fails early, and the fingerprint is another one: the call runs again.
+Known holes: objects that show neither attributes nor a buffer are equal to all others of their class, and so
+is what stands 100 levels deep, or as an object in a set in a set. On a stack that is nearly full the C
+encoder fails early, and the fingerprint is another one: the call runs again.
 """
 
 from __future__ import annotations
@@ -33,16 +35,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections import deque
 from datetime import date, time
 from enum import Enum
 from functools import lru_cache, partial
 from itertools import accumulate
+from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ._stored_exceptions import OriginalTraceback, RestoredError, describe, restore, text_of
+from ._modules import module_name
+from ._stored_exceptions import OriginalTraceback, RestoredError, describe, restore, same_text, text_of
 from ._tagged_json import (
     MAX_BITS,
     MAX_DEPTH,
@@ -143,7 +146,7 @@ def _prove(value: Any, data: bytes) -> None:
     import pickle  # loaded already, by what made the data
 
     copy = pickle.loads(data)
-    if isinstance(value, BaseException) and text_of(copy) != text_of(value):
+    if isinstance(value, BaseException) and not same_text(copy, text_of(value)):
         raise SerializationError(f"the exception would come back as {text_of(copy)!r}")
 
 
@@ -209,10 +212,14 @@ def fingerprint(value: Any, replace: Replace | None = None) -> bytes:
     try:
         text = _encoder(replace)(value)
         # each level opens a bracket: a text with few of them is not deep
-        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-            text = _plain_text(value, replace)
-    except Exception:  # keys of mixed types, cycles, full stacks, or what a value raises when it is read
-        text = _plain_text(value, replace)
+        if text.count("[") + text.count("{") <= MAX_DEPTH or _depth(text) <= MAX_DEPTH:
+            return blake2b(text.encode("ascii"), digest_size=16).digest()
+    except Exception:  # not plain, or whatever the value raises when it is read: the other way tells
+        pass
+    try:
+        text = _dumps(["walked", _Walk(replace).shown(value)])
+    except Exception:  # whatever the value raises when it is read: its class is all that is left
+        text = _dumps(["unreadable", type(value).__qualname__])
     return blake2b(text.encode("ascii"), digest_size=16).digest()
 
 
@@ -225,11 +232,19 @@ def _encoder(replace: Replace | None) -> Callable[[Any], str]:
     last = _last_encoder
     if last is not None and last[0] is replace:
         return last[1]
-    encode = json.JSONEncoder(
-        sort_keys=True,
-        separators=(",", ":"),
-        default=lambda value: _stand_in(value, replace, encode),
-    ).encode
+
+    def hook(value: Any) -> Any:
+        given = replace(value) if replace is not None else None
+        if given is not None:
+            return given
+        if isinstance(value, (set, frozenset)):
+            return {"$": "set", "v": sorted(map(encode, value))}
+        leaf = _leaf(value)
+        if leaf is None:
+            raise TypeError  # it has members: the long way
+        return {"$": leaf[0], "v": leaf[1:]}
+
+    encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=hook).encode
     _last_encoder = (replace, encode)
     return encode
 
@@ -245,63 +260,122 @@ def _depth(text: str) -> int:
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
 
 
-def _named(kind: str, *parts: Any) -> dict[str, Any]:
-    return {"$": kind, "v": parts}
+class _Walk:
+    """The long way to a fingerprint: one pass over everything that `shown` is asked for."""
 
+    def __init__(self, replace: Replace | None) -> None:
+        self.replace = replace
+        self.above: list[int] = []  # the ids of the containers around the current value
+        self.memo: dict[int, tuple[Any, str]] = {}  # by id, with the object, so that no id is used again
+        self.sets = 0  # how many of those above are sets
 
-def _stand_in(value: Any, replace: Replace | None, encode: Callable[[Any], str]) -> Any:
-    """Plain JSON, or something nearer to it, for an object that JSON has no form for."""
-    if replace is not None:
-        given = replace(value)
+    def shown(self, value: Any) -> Any:
+        """A scalar as it is; for a container, a list with its hash."""
+        if value is None or isinstance(value, (bool, str)):
+            return value
+        if isinstance(value, int):
+            number = int(value)
+            return number if number.bit_length() <= MAX_BITS else ["int", hex(number)]
+        if isinstance(value, float):
+            return ["float", float.__repr__(value)]
+        place = id(value)
+        if place in self.above:
+            return ["cycle", self.above[::-1].index(place)]
+        if place in self.memo:
+            return ["hash", self.memo[place][1]]
+        if len(self.above) >= MAX_DEPTH:
+            return ["deep", type(value).__qualname__]
+        self.above.append(place)
+        text = _dumps(self.parts(value))
+        self.above.pop()
+        digest = blake2b(text.encode("ascii"), digest_size=16).hexdigest()
+        self.memo[place] = (value, digest)
+        return ["hash", digest]
+
+    def parts(self, value: Any) -> list[Any]:
+        if isinstance(value, (list, tuple)):
+            return ["list", *map(self.shown, value)]
+        if isinstance(value, dict):
+            keys = sorted(((_dumps(self.shown(key)), key) for key in value), key=itemgetter(0))
+            return ["dict", *([text, self.shown(value[key])] for text, key in keys)]
+        given = self.replace(value) if self.replace is not None else None
         if given is not None:
-            return given
+            return ["given", self.shown(given)]
+        if isinstance(value, (set, frozenset)):
+            return ["set", *self.members_of_set(value)]
+        leaf = _leaf(value)
+        if leaf is not None:
+            return leaf
+        name = type(value).__qualname__
+        return [name, *map(self.shown, _members(value))] if self.sets < 2 else [name]
+
+    def members_of_set(self, value: Any) -> list[str]:
+        """The sorted texts of the members. They come in an order that differs between processes, so none may see
+        what the memo has from another; that would be endless work where sets of objects refer to each other,
+        hence an object in a set in a set is not looked into."""
+        memo, texts = self.memo, []
+        self.sets += 1
+        for member in value:
+            self.memo = {}
+            texts.append(_dumps(self.shown(member)))
+        self.sets -= 1
+        self.memo = memo
+        return sorted(texts)
+
+
+def _leaf(value: Any) -> list[Any] | None:
+    """Plain JSON for an object that holds no others; None when its members count."""
     kind = type(value)
     name = kind.__qualname__
-    if isinstance(value, (set, frozenset)):
-        return _named("set", *sorted(map(encode, value)))
-    if isinstance(value, deque):
-        return _named("deque", *value)
     if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
-        return _named("code", f"{_module_name(value.__module__)}:{value.__qualname__}")
-    if isinstance(value, MethodType):
-        return _named("method", value.__func__, value.__self__)
-    if isinstance(value, partial):
-        return _named("partial", value.func, value.args, value.keywords)
+        return ["code", f"{module_name(value.__module__)}:{value.__qualname__}"]
     if isinstance(value, ModuleType):
-        return _named("module", _module_name(value.__name__))
+        return ["module", module_name(value.__name__)]
     if isinstance(value, (date, time)):
-        return _named(name, value.isoformat())
+        return [name, value.isoformat()]
     if isinstance(value, Enum):  # flags that have no name together get one on some Pythons
-        return _named(name, value._name_ if value._name_ in kind.__members__ else None, value._value_)
+        return [name, value._name_ if value._name_ in kind.__members__ else to_json(value._value_)]
     if hasattr(kind, "__fspath__"):  # paths cache their hash, which differs between processes
-        return _named("path", os.fspath(value))
-    written = _simple(value)
-    return _named(name, *_buffer(value), *_attributes(value)) if written is None else written
-
-
-def _module_name(name: str | None) -> str | None:
-    """The name of a module, also while it runs as ``__main__``: what it is called when it is imported."""
-    if name != "__main__":
-        return name
-    main = sys.modules["__main__"]
-    spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    if spec is not None and spec.name != "__main__":
-        return str(spec.name)
-    return re.sub(r".*[/\\]|\.py$", "", path) if path else name
-
-
-_SIMPLE = frozenset({"timedelta", "uuid", "decimal", "complex", "range", "bytes"})
-
-
-def _simple(value: Any) -> Any:
-    """The tagged JSON of a value that holds no others, or None."""
-    if hasattr(type(value), "__dict__") and getattr(value, "__dict__", None):
-        return None  # an object with attributes is told apart by those
-    try:
-        written = to_json(value)
-    except NotEncodable:
+        return ["path", str(os.fspath(value))]
+    if (kind.__module__, name) in _SIMPLE:
+        return [name, to_json(value)["v"]]
+    if isinstance(value, (MethodType, partial, deque, BaseException)) or _attributes(value):
         return None
-    return written if type(written) is dict and written.get("$") in _SIMPLE else None
+    return [name, *_buffer(value)]
+
+
+_SIMPLE = {
+    ("builtins", "bytes"),
+    ("builtins", "complex"),
+    ("builtins", "range"),
+    ("datetime", "timedelta"),
+    ("decimal", "Decimal"),
+    ("uuid", "UUID"),
+}
+
+
+def _members(value: Any) -> list[Any]:
+    """What an object that is no leaf consists of."""
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, deque):
+        return list(value)
+    first = value.args if isinstance(value, BaseException) else _buffer(value)
+    return [first, _attributes(value)]
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object shows of itself."""
+    shown = dict(getattr(value, "__dict__", None) or {})
+    for base in type(value).__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            name = f"_{base.__name__.lstrip('_')}{slot}" if slot.startswith("__") and not slot.endswith("__") else slot
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                shown[name] = getattr(value, name)
+    return shown
 
 
 def _buffer(value: Any) -> list[Any]:
@@ -314,60 +388,3 @@ def _buffer(value: Any) -> list[Any]:
         return []
     data = view.cast("B") if view.c_contiguous and view.ndim and view.nbytes else view.tobytes()
     return [view.format, view.shape, blake2b(data, digest_size=16).hexdigest()]
-
-
-def _attributes(value: Any) -> list[Any]:
-    """What an object shows of itself."""
-    kind = type(value)
-    shown = dict(getattr(value, "__dict__", None) or {})
-    for base in kind.__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            name = f"_{base.__name__.lstrip('_')}{slot}" if slot.startswith("__") and not slot.endswith("__") else slot
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                shown[name] = getattr(value, name)
-    if isinstance(value, BaseException):
-        return [value.args, shown]
-    return [shown] if shown else []
-
-
-def _plain_text(value: Any, replace: Replace | None) -> str:
-    """The JSON text of :func:`_plain`; the name of the class when even that fails."""
-    try:
-        return _dumps(_plain(value, replace, []))
-    except Exception:  # what a value raises when it is read: its class is all that is left
-        return _dumps(_named(type(value).__qualname__))
-
-
-def _plain(value: Any, replace: Replace | None, above: list[int]) -> Any:
-    """`value` as JSON types without dicts, and without what is deeper than 100 levels. `above` are the ids of
-    the containers around it: one that stands in itself is named by its distance."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, int):
-        number = int(value)
-        return number if number.bit_length() <= MAX_BITS else _plain_named("int", hex(number))
-    if isinstance(value, float):
-        return _plain_named("float", float.__repr__(value))
-    if id(value) in above:
-        return _plain_named("cycle", above[::-1].index(id(value)))
-    if len(above) >= MAX_DEPTH:
-        return _plain_named(type(value).__qualname__)
-    above.append(id(value))
-    try:
-        if isinstance(value, (list, tuple)):
-            return [_plain(member, replace, above) for member in value]
-        if isinstance(value, dict):
-            pairs = [[_dumps(_plain(key, replace, above)), _plain(value[key], replace, above)] for key in value]
-            return _plain_named("dict", sorted(pairs, key=_dumps))
-
-        def encode(member: Any) -> str:
-            return _dumps(_plain(member, replace, above))
-
-        return _plain(_stand_in(value, replace, encode), replace, above)
-    finally:
-        above.pop()
-
-
-def _plain_named(kind: str, *parts: Any) -> list[Any]:
-    return ["$", kind, *parts]

@@ -18,7 +18,7 @@ import stat
 import sys
 import warnings
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .exceptions import ConfigurationError
 
@@ -88,13 +88,16 @@ def _workers(value: object) -> int:
     return number
 
 
-class _Field(NamedTuple):
+class _Field:
     """One setting: its variable, how its value is read, what is accepted, and its default."""
 
-    variable: str
-    read: Callable[[object], Any]
-    accepted: str
-    default: object
+    __slots__ = ("accepted", "default", "read", "variable")
+
+    def __init__(self, variable: str, read: Callable[[object], Any], accepted: str, default: object) -> None:
+        self.variable = variable
+        self.read = read
+        self.accepted = accepted
+        self.default = default
 
 
 _COUNT = "a whole number from 0"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
+import sys
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
@@ -156,6 +157,7 @@ class State(Generic[R]):
         self._created: int | None = None
         self._updated: int | None = None
         if self.type is StateType.SCHEDULED and state_details.scheduled_time is None:
+            self.state_details = state_details = state_details.copy()  # the caller may use them again
             state_details.scheduled_time = to_datetime(self.at)
 
     # ------------------------------------------------------------------------------------ identity
@@ -196,7 +198,9 @@ class State(Generic[R]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, dict):
-            return bool(other == {name: getattr(self, name) for name in other}) and "type" in other
+            fields = ("type", "name", "message", "timestamp", "state_details", "data")
+            given = {name: value for name, value in other.items() if name not in ("id", "created", "updated")}
+            return bool(given == {name: getattr(self, name) for name in fields})
         if not isinstance(other, State):
             return NotImplemented
         return (
@@ -558,7 +562,8 @@ def return_value_to_state(retval: Any) -> State[Any]:
     else, are aggregated. A generator is exhausted into a list. Anything else, an exception too, is a
     value: COMPLETED."""
     if isinstance(retval, State) and not retval.state_details.flow_run_id and not retval.state_details.task_run_id:
-        if retval.data is not None and not isinstance(retval.data, (Value, BaseException)):
+        # a completed state without data stands for None, so that it can be kept and handed back
+        if (retval.data is not None or retval.is_completed()) and not isinstance(retval.data, (Value, BaseException)):
             retval.data = Value(retval.data)
         return retval
     if isinstance(retval, State) or is_states(retval):
@@ -575,8 +580,14 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def exception_to_failed_state(exc: Exception, message: str | None = None, **kwargs: Any) -> State[Any]:
-    """The FAILED state of a run whose code raised `exc`; `message` is put before the description."""
+def exception_to_failed_state(
+    exc: BaseException | None = None, message: str | None = None, **kwargs: Any
+) -> State[Any]:
+    """The FAILED state of a run whose code raised `exc`, the exception that is being handled unless given;
+    `message` is put before the description. ValueError when there is none."""
+    exc = exc or sys.exc_info()[1]
+    if exc is None:
+        raise ValueError("exception_to_failed_state was given no exception and there is no active exception")
     text = f"{message} {describe(exc)}" if message else describe(exc)
     return Failed(data=exc, message=text, **kwargs)
 

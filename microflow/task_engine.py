@@ -307,6 +307,9 @@ class BaseTaskRunEngine(Generic[R]):
         except UpstreamTaskError as error:
             self.set_state(Pending(name="NotReady", message=str(error)), force=True)
             return False
+        except Exception:  # an argument or a name that is no good: the caller's error; the run stays Pending
+            self._record_pending()
+            raise
         return True
 
     def _record_pending(self) -> None:

@@ -83,7 +83,7 @@ class TaskRunner(ABC, Generic[F]):
                 upstream[name] = set(upstreams(value))
                 value = finish(resolve_argument(value, BlockingWaits()))
             resolved[name] = value
-        children = expand_mapping(task.parameters.explode_variadic(resolved))
+        children = expand_mapping(task.parameters.explode_variadic(resolved), task.parameters.var_positional)
         complete = [
             task.parameters.collapse_variadic({**task.parameters.defaults, **child}) for child in children
         ]
@@ -264,18 +264,16 @@ class ThreadPoolTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
             # Pending is recorded here, in the submitting thread, for all of a map at once: from now on the run
             # can be found, and its future may be waited for
             new[0].recorder.create_tasks([(call.task_run, _pending(call), task.source_digest) for call in new])
-        return [self._start(submission) for submission in submissions]
+        return [self._start(submission, pool) for submission in submissions]
 
-    def _start(self, submission: _Submission) -> ConcurrentFuture[Any]:
+    def _start(self, submission: _Submission, pool: Pool) -> ConcurrentFuture[Any]:
         call = submission.call
         future: ConcurrentFuture[Any] = ConcurrentFuture(call.task_run.id, submission.future)
         if call.ended is not None:
             submission.future.set_result(call.ended)
             return future
         if submission.isasync:
-            pool = self._pool
-            assert pool is not None
-            future.before_blocking_a_loop = lambda: pool.loop_is_about_to_block(submission)
+            future.before_blocking_a_loop = lambda: pool.refuse_to_block_for(submission)
         with self._lock:
             self._waiting.add(submission)
         futures = find([*submission.parameters.values(), submission.wait_for], (RunFuture,))
@@ -304,11 +302,11 @@ class ThreadPoolTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
     def cancel_all(self) -> None:
         """Cancel what has not started, tell what runs (its ``cancel_event``), and wait for that to end."""
         self.cancel_event.set()
-        pool, self._pool = self._pool, None
+        with self._lock:  # both at once: what is released from now on must not be recorded by recursion
+            pool, self._pool = self._pool, None
+            waiting, self._waiting = list(self._waiting), set()
         if pool is None:
             return
-        with self._lock:
-            waiting, self._waiting = list(self._waiting), set()
         for submission in (*pool.close(), *waiting):
             submission.record_cancelled()  # type: ignore[attr-defined]  # the pool's jobs are submissions
         with slot_given_back():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, overload
 
+from ._arguments import unmapped
 from ._definitions import Definition
 from .context import FlowRunContext
 from .settings import current_settings
@@ -13,7 +14,7 @@ from .task_engine import run_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
-    from typing import Literal
+    from typing import Concatenate, Literal
 
     from typing_extensions import Unpack
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Hook = Callable[..., object]
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -147,8 +149,26 @@ class Task(Definition, Generic[P, R]):
 
     # --------------------------------------------------------------------------------------------- calling
 
+    if TYPE_CHECKING:  # what binding a method does to its type; at run time it is the Definition's
+
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> Task[P, R]: ...
+        @overload
+        def __get__(self: Task[Concatenate[Any, Q], R], instance: object, owner: type | None = None) -> Task[Q, R]: ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
+
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def __call__(self, *args: Any, return_state: Literal[False] = ..., wait_for: Any, **kwargs: Any) -> R: ...
+    @overload
+    def __call__(
+        self: Task[P, Coroutine[Any, Any, T]],
+        *args: Any,
+        return_state: Literal[True],
+        wait_for: Any = ...,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, State[T]]: ...
     @overload
     def __call__(self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any) -> State[R]: ...
 
@@ -170,6 +190,10 @@ class Task(Definition, Generic[P, R]):
         self: Task[P, R], *args: Any, return_state: Literal[False] = ..., **kwargs: Any
     ) -> ConcurrentFuture[R]: ...
     @overload
+    def submit(
+        self: Task[P, Coroutine[Any, Any, T]], *args: Any, return_state: Literal[True], **kwargs: Any
+    ) -> State[T]: ...
+    @overload
     def submit(self: Task[P, R], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[R]: ...
 
     def submit(
@@ -185,7 +209,11 @@ class Task(Definition, Generic[P, R]):
         return future
 
     @overload
-    def map(self, *args: Any, return_state: Literal[True], **kwargs: Any) -> list[State[Any]]: ...
+    def map(
+        self: Task[P, Coroutine[Any, Any, T]], *args: Any, return_state: Literal[True], **kwargs: Any
+    ) -> list[State[T]]: ...
+    @overload
+    def map(self: Task[P, R], *args: Any, return_state: Literal[True], **kwargs: Any) -> list[State[R]]: ...
     @overload
     def map(
         self: Task[P, Coroutine[Any, Any, T]], *args: Any, return_state: Literal[False] = ..., **kwargs: Any
@@ -200,6 +228,8 @@ class Task(Definition, Generic[P, R]):
 
         Returns a list of futures, or waits and returns the states with `return_state`."""
         parameters = self.bind(args, kwargs, apply_defaults=False)
+        for name in self.bound_names:  # the object that a method is bound to may be iterable
+            parameters[name] = unmapped(parameters[name])
         futures = self._runner().map(self, parameters, wait_for)
         if return_state:
             futures.wait()

@@ -8,6 +8,7 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ from microflow.exceptions import (
     ReservedArgumentError,
     SignatureMismatchError,
 )
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def plain(x, y=2):
@@ -98,6 +101,14 @@ CALLABLES: list[Any] = [
 # ------------------------------------------------------------------------------------------------ binding
 
 
+def callable_with(fn, args, kwargs):
+    try:
+        fn(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("fn", CALLABLES)
 def test_parameters_are_those_of_the_signature(fn):
     parameters, signature = Parameters(fn), inspect.signature(fn)
@@ -121,6 +132,8 @@ def test_a_call_binds_as_inspect_binds_it_and_fails_where_it_fails(fn, args, kwa
     try:
         expected = inspect.signature(fn).bind(*args, **kwargs)
     except TypeError as problem:
+        if "positional only" in str(problem) and callable_with(fn, args, kwargs):
+            return  # inspect is wrong before 3.13: the next test has this case
         with pytest.raises(ParameterBindError, match=re.escape(str(problem))):
             Parameters(fn).bind(args, kwargs, apply_defaults=apply_defaults)
         return
@@ -138,11 +151,12 @@ def test_a_call_binds_as_inspect_binds_it_and_fails_where_it_fails(fn, args, kwa
     order=st.randoms(use_true_random=False),
 )
 def test_the_call_made_from_bound_parameters_does_what_the_first_call_did(fn, args, kwargs, apply_defaults, order):
-    try:
-        expected = fn(*args, **kwargs)
-    except TypeError:
-        return
     parameters = Parameters(fn)
+    if not callable_with(fn, args, kwargs):
+        with pytest.raises(ParameterBindError):
+            parameters.bind(args, kwargs)
+        return
+    expected = fn(*args, **kwargs)
     items = list(parameters.bind(args, kwargs, apply_defaults=apply_defaults).items())
     order.shuffle(items)  # a dict from elsewhere may have another order
     again, words = parameters.call_arguments(dict(items))
@@ -187,7 +201,7 @@ def test_binding_a_call_of_a_plain_function_does_not_load_inspect():
         "Parameters(lambda *args, **kwargs: 0)\n"
         "print('inspect' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "((1, 2), {'z': 4}) False\nFalse\n", done.stderr
 
 

@@ -112,7 +112,12 @@ def test_each_parse_appends_its_path_to_the_witness_in_one_write(folder, monkeyp
     witness = str(folder / "witness")
     written = []
     real_write = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: written.append(data) or real_write(file, data))
+
+    def write_and_note(file, data):
+        if real_write(file, data) == len(data):
+            written.append(data)
+
+    monkeypatch.setattr(os, "write", write_and_note)
     parse.fn(str(folder / "a.py"), witness)
     with pytest.raises(ValueError):
         parse.fn(str(folder / "bad.py"), witness)

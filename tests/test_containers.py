@@ -103,7 +103,7 @@ def test_an_annotation_holds_one_value(annotation):
 @pytest.mark.parametrize("annotation", ANNOTATIONS)
 def test_an_annotation_equals_only_its_own_class_and_has_no_hash(annotation):
     assert annotation(1) == annotation(1)
-    assert not annotation(1) != annotation(1)
+    assert (annotation(1) != annotation(1)) is False
     assert annotation(1) != annotation(2)
     assert annotation(1) != (1,)
     assert all(annotation(1) != other(1) for other in ANNOTATIONS if other is not annotation)
@@ -144,7 +144,7 @@ def test_indexing_unmapped_always_gives_the_value():
         lambda x: Plain(1, [x]),
         lambda x: Frozen((x,)),
         lambda x: Counter({"a": x, x: 2}),
-        lambda x: quote(x),
+        allow_failure,
         lambda x: [{"a": (Plain({1, x}),)}, deque([frozenset([x])])],
     ],
 )
@@ -217,7 +217,9 @@ def test_the_visit_goes_on_inside_the_replacement():
     assert resolved(Future([Future({"a": Future(3)})])) == [{"a": 3}]
 
     def drop(node):
-        return {key: value for key, value in node.items() if key != "secret"} if isinstance(node, dict) else resolve(node)
+        return (
+            {key: value for key, value in node.items() if key != "secret"} if isinstance(node, dict) else resolve(node)
+        )
 
     nested = {"secret": 1, "inner": {"secret": 2, "kept": Future()}}
     assert visit_collection(nested, drop, return_data=True) == {"inner": {"kept": "done"}}
@@ -235,23 +237,18 @@ def test_results_of_temporary_objects_are_never_mixed_up():
     """The reference keys its memo by ids that are used again: here six items came back as two."""
 
     def fresh(node):
+        gc.collect(0)
         return [Future(node)] if isinstance(node, int) else resolve(node)
 
-    def freed(node):
-        gc.collect(0)
-        return fresh(node)
+    items = [[0], [1], [2], [3]]
+    assert visit_collection(items, fresh, return_data=True) == [[[0]], [[1]], [[2]], [[3]]]
+    assert resolved([Future([i]) for i in range(200)]) == [[i] for i in range(200)]
 
-    for visitor in (fresh, freed):
-        result = visit_collection([[0], [1], [2], [3]], lambda node, visit=visitor: visit(node), return_data=True)
-        assert find(result, Future) == find(result, Future)
-        assert [[[inner.result for inner in item] for item in outer] for outer in result] == [
-            [[0]],
-            [[1]],
-            [[2]],
-            [[3]],
-        ] or True
-    counted = visit_collection([Future([i]) for i in range(200)], resolve, return_data=True)
-    assert counted == [[i] for i in range(200)]
+
+@pytest.mark.parametrize("make", [lambda node: [1], lambda node: [[1]] if node == 1 else node])
+def test_a_visitor_that_makes_something_new_for_ever_is_stopped(make):
+    with pytest.raises(MicroflowException, match="replacing int objects never ends"):
+        visit_collection(1, make, return_data=True)
 
 
 def test_cycles_end_and_close_again():
@@ -312,10 +309,12 @@ def test_any_depth_is_visited():
 
 nested = st.recursive(
     st.integers() | st.builds(Future, st.integers()),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.tuples(inner, inner)
-    | st.dictionaries(st.text(max_size=2), inner, max_size=3)
-    | st.builds(quote, inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=2), inner, max_size=3)
+        | st.builds(quote, inner)
+    ),
     max_leaves=15,
 )
 
@@ -511,13 +510,13 @@ def test_context_changes_are_seen_by_members_and_by_nobody_else():
         if isinstance(node, list):
             context["depth"] += 1
             return node
-        return (node, context["depth"])
+        return f"{node} at {context['depth']}"
 
     seed = {"depth": 0}
     assert visit_collection([1, [2, [3], 4], 5], visit, return_data=True, context=seed) == [
-        (1, 1),
-        [(2, 2), [(3, 3)], (4, 2)],
-        (5, 1),
+        "1 at 1",
+        ["2 at 2", ["3 at 3"], "4 at 2"],
+        "5 at 1",
     ]
     assert seed == {"depth": 0}
 

@@ -25,7 +25,7 @@ rename   ``run`` (absent: the flow run) ``name``
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 from .._waits import to_datetime, to_us
@@ -35,7 +35,7 @@ from ..states import Cancelled, Crashed, State, StateDetails, StateType
 from .objects import Constant, FlowRun, FlowRunResult, Parameter, TaskRun, TaskRunResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ..events import Record
 
@@ -126,13 +126,15 @@ def _input_of(kind: str, text: str) -> Any:
 class TaskHistory:
     """The records of one task run as they were read, with the claim number of the last."""
 
-    __slots__ = ("created", "epoch", "names", "states")
+    __slots__ = ("created", "epoch", "flow_run_count", "names", "states")
 
-    def __init__(self, created: dict[str, Any]) -> None:
+    def __init__(self, created: dict[str, Any], flow_run_count: int) -> None:
         self.created = created
         self.states: list[dict[str, Any]] = []
         self.names: list[str] = []
         self.epoch = 0
+        #: how often the flow run had entered RUNNING when this run was created or last entered it
+        self.flow_run_count = flow_run_count
 
     @property
     def last(self) -> dict[str, Any] | None:
@@ -166,9 +168,9 @@ class Run:
     def fold(self, records: Iterable[Record]) -> None:
         """Take records in the order of the log."""
         for record in records:
-            apply = getattr(self, "_" + record.kind, None)
+            apply = self._BY_KIND.get(record.kind)
             if apply is not None:
-                apply(record.data, record)
+                apply(self, record.data, record)
             self.position = record.position + 1
 
     # one method for each kind of record; kinds without one (notes) change nothing
@@ -216,15 +218,26 @@ class Run:
         if task is not None:
             task.states.append(data)
             task.epoch = record.epoch or 0
+            if data["type"] == "RUNNING":
+                task.flow_run_count = self.flow_run.run_count
 
     def _task(self, data: dict[str, Any], record: Record) -> None:
-        self.tasks[data["run"]] = TaskHistory(data)
+        self.tasks[data["run"]] = TaskHistory(data, self.flow_run.run_count)
 
     def _rename(self, data: dict[str, Any], record: Record) -> None:
         if "run" not in data:
             self.flow_run.name = data["name"]
         elif data["run"] in self.tasks:
             self.tasks[data["run"]].names.append(data["name"])
+
+    _BY_KIND: ClassVar[dict[str, Callable[[Run, dict[str, Any], Record], None]]] = {
+        "run": _run,
+        "claim": _claim,
+        "release": _release,
+        "state": _state,
+        "task": _task,
+        "rename": _rename,
+    }
 
     # ------------------------------------------------------------------------------------- what is asked
 
@@ -249,7 +262,7 @@ class Run:
         for state in self.task_states(run_id):
             if state.name != "RolledBack":
                 task_run.enter(state)
-        task_run.flow_run_run_count = self.flow_run.run_count
+        task_run.flow_run_run_count = task.flow_run_count
         return task_run
 
     def task_states(self, run_id: str) -> list[State[Any]]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._waits import now_us, to_datetime
 from ..events import Record
-from ..exceptions import Conflict
+from ..exceptions import Conflict, Fenced
 from ..results import keep
 from ..states import AwaitingRetry, State, StateType
 from ..transitions import flow_verdict, task_verdict
@@ -86,6 +86,9 @@ class LiveRun:
         self.store = store
         self.token = token
         self.keep_results = keep_results
+        #: the claim number that this process writes under, None for requests. Never read from the fold again: who
+        #: folds another's claim must not go on under its number
+        self.epoch = run.epoch if token is not None else None
         self.live: dict[UUID, TaskRun] = {}
         self.handed_back = 0
         self._lock = threading.Lock()
@@ -95,11 +98,6 @@ class LiveRun:
     def flow_run(self) -> FlowRun:
         """The live flow run."""
         return self.run.flow_run
-
-    @property
-    def epoch(self) -> int | None:
-        """The claim number that this process writes under; None for requests."""
-        return self.run.epoch if self.token is not None else None
 
     # -------------------------------------------------------------------------------------- flow run
 
@@ -178,12 +176,11 @@ class LiveRun:
         if token is None:
             return
         try:
-            if self.run.owner is not None:
-                body = self._release()
-                self.run.position = self.store.append(
-                    self.run_id, [body], expect=self.run.position, epoch=self.run.epoch
-                )
-        except Conflict:  # somebody's request came in between; the owner's lock goes away all the same
+            with self._lock:
+                if self.run.owner is not None:
+                    run, body = self.run, self._release()
+                    run.position = self.store.append(self.run_id, [body], expect=run.position, epoch=self.epoch)
+        except (Conflict, Fenced):  # a request came in between, or a claim; the owner's lock goes away all the same
             pass
         finally:
             self.store.disown(token)
@@ -235,7 +232,7 @@ class LiveRun:
                 bodies.append(state_record(each, run_id, result if each is state else None))
             return Answer(Answer.ACCEPT, state), bodies
 
-        answer: Answer = self._transition(decide, task_run, states)
+        answer: Answer = self._transition(decide, [(task_run, states)])
         return answer
 
     def create_tasks(self, created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> None:
@@ -251,14 +248,14 @@ class LiveRun:
             def decide(bodies: list[dict[str, Any]] = bodies) -> tuple[None, list[dict[str, Any]]]:
                 return None, bodies
 
-            self._transition(decide)
-            for task_run, state, _ in part:
-                self._entered(task_run, (state,))
+            self._transition(decide, [(task_run, (state,)) for task_run, state, _ in part])
 
     def _entered(self, task_run: TaskRun, states: Sequence[State[Any]]) -> None:
         task_run.recorded = True
         for state in states:
             task_run.enter(state)
+            if state.type is StateType.RUNNING:
+                task_run.flow_run_run_count = self.flow_run.run_count
         if task_run.state is not None and task_run.state.type in FINAL:
             self.live.pop(task_run.id, None)
         else:
@@ -269,10 +266,10 @@ class LiveRun:
     def _transition(
         self,
         decide: Callable[[], tuple[Any, list[dict[str, Any]]]],
-        task_run: TaskRun | None = None,
-        states: Sequence[State[Any]] = (),
+        entering: Sequence[tuple[TaskRun, Sequence[State[Any]]]] = (),
     ) -> Any:
-        """Decide, append, make it so in memory, publish. Decides again after a Conflict."""
+        """Decide, append, make it so in memory, publish. Decides again after a Conflict. `entering` are the task
+        runs that the transition is about, with their new states."""
         while True:
             with self._lock:
                 answer, bodies = decide()
@@ -284,14 +281,14 @@ class LiveRun:
                 except Conflict:
                     self._catch_up()
                     continue
-                if task_run is not None:
+                for task_run, states in entering:
                     self._entered(task_run, states)
-                else:
-                    self._apply(bodies, position, answer)
+                if not entering:
+                    self._apply(bodies, answer)
             self._publish(bodies, position)
             return answer
 
-    def _apply(self, bodies: list[dict[str, Any]], position: int, answer: Answer | None) -> None:
+    def _apply(self, bodies: list[dict[str, Any]], answer: Answer | None) -> None:
         """What a transition of the flow run changes in the fold; the state object itself becomes the present
         one, so that its data need not be read back."""
         for body in bodies:

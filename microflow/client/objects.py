@@ -196,6 +196,7 @@ class _RunObject:
                 self._end_time = at
         else:
             self._end_time = None
+        state._id = None  # what was asked for before run and moment were settled is not what readers see
         self.state = state
 
     def _values(self) -> dict[str, Any]:

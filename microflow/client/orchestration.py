@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from .._waits import now_us
 from ..entrypoints import entrypoint_of
 from ..events import Record
 from ..exceptions import (
@@ -39,7 +40,7 @@ from .live import Answer, LiveRun, MemoryTasks
 from .objects import FINAL, FlowRun, TaskRun, new_run_id, sort_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from ..flows import Flow
@@ -91,7 +92,8 @@ class SyncClient:
         """Create a run that nobody owns yet, PENDING or SCHEDULED (now unless `state` says otherwise)."""
         run = self.new_flow_run(flow, name=name, tags=tags, idempotency_key=idempotency_key)
         live = self.start(run, flow, parameters or {}, state or Scheduled(), own=False)
-        return copy.copy(live.flow_run)
+        self.store.close(live.run_id)
+        return live.flow_run
 
     def new_flow_run(self, flow: Flow[Any, Any], *, name: str | None = None, **fields: Any) -> FlowRun:
         """A flow run object with a fresh id, not recorded yet."""
@@ -126,7 +128,7 @@ class SyncClient:
             "parent_flow": flow_run.parent_flow_run_id and str(flow_run.parent_flow_run_id),
             "root": None if flow_run.root_flow_run_id == flow_run.id else str(flow_run.root_flow_run_id),
             "key": flow_run.idempotency_key,
-            "cwd": os.getcwd(),
+            "cwd": _working_folder(),
         }
         header.update({key: value for key, value in optional.items() if value is not None})
         header["parameters"] = keep(stored, run_id, self.store, flow.name)
@@ -137,41 +139,46 @@ class SyncClient:
         if token is not None:
             bodies.append({"k": "claim", "owner": token, "pid": os.getpid(), "host": _host()})
         bodies.append(state_record(state, None, None))
+        epoch, now = 1 if own else None, now_us()
         try:
-            position = self.store.append(run_id, bodies, expect=0, epoch=1 if own else None)
+            self.store.append(run_id, bodies, expect=0, epoch=epoch, time_us=now)
         except BaseException:
             if token is not None:
                 self.store.disown(token)
             raise
         run = Run(run_id, self.store)
-        run.fold(Record(run_id, 0, 1 if own else None, state.at, body["k"], body) for body in bodies)
-        run.position = position
-        return self._adopt(run, token)
+        return self._adopt(run, token, [Record(run_id, 0, epoch, now, body["k"], body) for body in bodies])
 
     def claim(self, run_id: str, *, steal: bool = False, force: bool = False) -> LiveRun:
         """Take over a run whose process let go or died: append a claim, nothing else.
 
-        A live owner is given :data:`CLAIM_PATIENCE` to let go, then RunningElsewhere is raised, unless
-        `steal`: then the old owner is fenced by its next append. A final run needs `force`, an operator's
-        word; its failed calls are dropped, its completed ones kept."""
+        RunningElsewhere while a live process owns it, unless `steal`: then that one is fenced by its next
+        append. NotPausedError for a run that has ended, unless `force`, an operator's word: its failed calls
+        are dropped then, its completed ones kept. A COMPLETED run is never started again."""
+        while True:
+            run = self.free_run(run_id, steal=steal)
+            state = run.flow_run.state
+            final = state is not None and state.type in FINAL
+            if state is not None and final and (state.is_completed() or not force):
+                raise NotPausedError(f"flow run {run_id} has ended as {state}; it is not waiting to be resumed")
+            live = self._append_claim(run, forced=final)
+            if live is not None:
+                return live
+
+    def free_run(self, run_id: str, *, steal: bool = False) -> Run:
+        """The run as it is, which no live process owns, or `steal`. An owner is given :data:`CLAIM_PATIENCE`
+        to let go, then RunningElsewhere is raised. Appends nothing."""
         deadline = time.monotonic() + CLAIM_PATIENCE
         while True:
             run = self.fold(run_id)
-            state = run.flow_run.state
-            final = state is not None and state.type in FINAL
-            if final and not force:
-                raise NotPausedError(f"flow run {run_id} has ended as {state}; it is not waiting to be resumed")
-            if run.owner is not None and not steal and self.store.is_alive(run.owner):
-                if time.monotonic() < deadline:
-                    time.sleep(0.01)
-                    continue
+            if steal or not self.is_alive(run):
+                return run
+            if time.monotonic() >= deadline:
                 raise RunningElsewhere(
                     f"flow run {run_id} is running in process {run.owner_pid} on {run.owner_host}; "
                     f"stop that process, or take the run from it with --steal"
                 )
-            live = self._append_claim(run, forced=final)
-            if live is not None:
-                return live
+            time.sleep(0.01)
 
     def _append_claim(self, run: Run, *, forced: bool) -> LiveRun | None:
         """Precedes everything that the new owner appends: from here on the old owner is fenced. None when
@@ -185,23 +192,25 @@ class SyncClient:
             assert run.flow_run.state is not None
             state.at = max(state.at, run.flow_run.state.at + 1)
             bodies.append(state_record(state, None, None))
+        at, epoch, now = run.position, run.epoch + 1, now_us()
         try:
-            position = self.store.append(run.run_id, bodies, expect=run.position, epoch=run.epoch + 1)
+            self.store.append(run.run_id, bodies, expect=at, epoch=epoch, time_us=now)
         except Conflict:
             self.store.disown(token)
             return None
         except BaseException:
             self.store.disown(token)
             raise
-        epoch, at = run.epoch + 1, position - 1
-        run.fold(Record(run.run_id, at, epoch, 0, body["k"], body) for body in bodies)
-        run.position = position
-        return self._adopt(run, token)
+        return self._adopt(run, token, [Record(run.run_id, at, epoch, now, body["k"], body) for body in bodies])
 
-    def _adopt(self, run: Run, token: str | None) -> LiveRun:
+    def _adopt(self, run: Run, token: str | None, appended: list[Record]) -> LiveRun:
+        """Make what was appended so in memory, and publish it."""
+        run.fold(appended)
         live = LiveRun(run, self.store, token, keep_results=self.keep_results)
         if token is not None:
             self.owned[run.run_id] = live
+        if self.store.bus.has_subscribers(run.run_id):
+            self.store.bus.publish(appended)
         return live
 
     def let_go(self, live: LiveRun) -> None:
@@ -233,7 +242,7 @@ class SyncClient:
 
     def find_run_id(self, text: str) -> str:
         """The id that `text` is, or is the unique beginning of."""
-        found = self.store.find(str(text).lower())
+        found = self.store.find(str(text).lower()) if text else []
         if not found:
             raise ObjectNotFound(f"no flow run has an id that begins with {text!r} in {self.store.location}")
         if len(found) > 1:
@@ -279,10 +288,9 @@ class SyncClient:
                 runs.append(self._seen(self.fold(run_id)))
             except MicroflowException:
                 continue
-        kept = [run for run in runs if _fits(run, names, state_types, state_names, tags)]
-        if flow_names is not None:
-            names_of_flows = set(flow_names)
-            kept = [run for run in kept if run.flow_name in names_of_flows]
+        fits = _filter(names, state_types, state_names, tags)
+        names_of_flows = None if flow_names is None else set(flow_names)
+        kept = [run for run in runs if fits(run) and (names_of_flows is None or run.flow_name in names_of_flows)]
         kept.sort(key=sort_key(sort))
         return kept[offset:][:limit]
 
@@ -330,7 +338,8 @@ class SyncClient:
         run = self.fold(str(flow_run_id))
         flow_state = run.seen(self.is_alive(run))
         found = (run.seen_task(task_id, flow_state) for task_id in run.tasks)
-        return [task for task in found if _fits(task, names, state_types, state_names, tags)][offset:][:limit]
+        fits = _filter(names, state_types, state_names, tags)
+        return [task for task in found if fits(task)][offset:][:limit]
 
     # --------------------------------------------------------------------------------------------- writing
 
@@ -352,20 +361,22 @@ class SyncClient:
         self.store.delete(run.run_id)
 
 
-def _fits(
-    run: FlowRun | TaskRun,
+def _filter(
     names: Iterable[str] | None,
     state_types: Iterable[StateType | str] | None,
     state_names: Iterable[str] | None,
     tags: Iterable[str] | None,
-) -> bool:
-    if names is not None and run.name not in set(names):
-        return False
-    if state_types is not None and run.state_type not in {StateType(kind) for kind in state_types}:
-        return False
-    if state_names is not None and run.state_name not in set(state_names):
-        return False
-    return tags is None or set(tags) <= run.tags
+) -> Callable[[FlowRun | TaskRun], bool]:
+    """Whether a run fits. Each filter is read once: it may be an iterator."""
+    wanted: dict[str, set[Any]] = {}
+    if names is not None:
+        wanted["name"] = set(names)
+    if state_types is not None:
+        wanted["state_type"] = {StateType(kind) for kind in state_types}
+    if state_names is not None:
+        wanted["state_name"] = set(state_names)
+    all_of = set(tags or ())
+    return lambda run: all_of <= run.tags and all(getattr(run, field) in values for field, values in wanted.items())
 
 
 def _shown_value(value: Any) -> Any:
@@ -373,6 +384,13 @@ def _shown_value(value: Any) -> Any:
         return shown(to_json(value))
     except (MicroflowException, ValueError):
         return f"<{type(value).__name__}>"
+
+
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted, which does not concern the run
+        return None
 
 
 def _host() -> str:
@@ -447,7 +465,9 @@ def current_client() -> SyncClient:
         with _lock:
             client = _clients.get(key)
             if client is None:
-                store: Store = MemoryStore() if home == ":memory:" else FileStore(home, durability=durability)
+                home = resolve_home()  # checked once: a home that was named and cannot be used is an error
+                disk = durability == "disk"
+                store: Store = MemoryStore() if home == ":memory:" else FileStore(home, "disk" if disk else "process")
                 client = _clients[key] = SyncClient(store, keep_results=keep_results)
     return client
 

@@ -72,7 +72,7 @@ def census(folder: str | None = None, witness: str | None = None) -> dict[str, A
     """Count the modules, functions, classes and lines below a folder (default: Python's standard library)."""
     folder = os.path.abspath(STANDARD_LIBRARY if folder is None else folder)
     paths = find_modules(folder)
-    outcomes = parse.map(paths, witness).result(raise_on_failure=False)
+    outcomes: list[Any] = parse.map(paths, witness).result(raise_on_failure=False)  # an exception where one failed
     parsed = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
     report = {
         "folder": folder,

@@ -104,6 +104,13 @@ class Definition:
         """The parameters of a call as one dict; ParameterBindError when they do not fit."""
         return self.parameters.bind((*self._bound, *args) if self._bound else args, kwargs, apply_defaults)
 
+    def rebind(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        """The parameters of a call from those that were recorded for it, which leave out what the binding fills
+        and stand as :meth:`bind` made them. SignatureMismatchError when the function does not take them."""
+        given = {**self.parameters.defaults, **recorded, **dict(zip(self.parameters.names, self._bound, strict=False))}
+        self.parameters.call_arguments(given)
+        return {name: given[name] for name in self.parameters.names if name in given}
+
     # --------------------------------------------------------------------------------------------- hooks
 
     def _set_hooks(self, option: str, hooks: Iterable[Callable[..., Any]] | None) -> None:

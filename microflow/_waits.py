@@ -185,8 +185,10 @@ async def completion_of(thing: Waitable) -> None:
 
 
 async def settle(step: Any) -> Any:
-    """The value of a public step: a blocking engine's step already gave it, an async one's is awaited."""
-    return await step if hasattr(step, "__await__") else step
+    """The value of a public step: a blocking engine's step already gave it, an async one's is awaited.
+
+    Only a coroutine is a step to be awaited: a future that a blocking function returned is a value."""
+    return await step if hasattr(step, "cr_await") else step
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:

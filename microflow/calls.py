@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from .client.live import LiveRun, MemoryTasks
     from .tasks import Task
 
+#: how many upstream runs are recorded for a parameter
+MOST_UPSTREAMS = 1000
+
 _warned_sources: set[str] = set()
 
 
@@ -128,9 +131,10 @@ def _inputs(
 
 
 def upstreams(value: Any) -> list[TaskRunInput]:
-    """The runs that a value comes from: futures and states of runs, anywhere inside of it, each once."""
+    """The runs that a value comes from: futures and states of runs, anywhere inside of it, each once; at most
+    :data:`MOST_UPSTREAMS`, because a call is recorded in one line."""
     upstreams: dict[TaskRunInput, None] = {}
-    for found in find(value, (RunFuture, State)):
+    for found in find(value, (RunFuture, State))[:MOST_UPSTREAMS]:
         if isinstance(found, RunFuture):
             upstreams[TaskRunResult(id=found.task_run_id)] = None
         elif found.state_details.task_run_id is not None:
@@ -176,15 +180,19 @@ def earlier_end(
     if history is None:
         return None, False
     last = history.last
-    if last is None or last["type"] not in ("COMPLETED", "FAILED") or "result" not in last:
+    if last is None or last["type"] not in ("COMPLETED", "FAILED") or str(run_id) in live.run.dropped:
         return None, True
     state = live.run.task_states(str(run_id))[-1]
+    if state.data is None and not state.state_details.returned_state:
+        return None, True
     try:
-        state.data = state.data.load() if state.is_failed() else Value(state.data.load())
+        if state.data is not None:
+            data = state.data.load()
+            state.data = data if isinstance(data, BaseException) and state.is_failed() else Value(data)
     except MicroflowException as problem:
         warnings.warn(f"{name!r} completed, but is run again: {problem}", RuntimeWarning, stacklevel=2)
         return None, True
-    if source is not None and history.created.get("source", source) != source and name not in _warned_sources:
+    if source is not None and _was_edited(history.created.get("source"), source) and name not in _warned_sources:
         _warned_sources.add(name)
         warnings.warn(
             f"the code of task {name!r} changed since the run was started; its ended calls are handed back all "
@@ -194,3 +202,10 @@ def earlier_end(
         )
     live.take_back(run_id)
     return state, False
+
+
+def _was_edited(recorded: str | None, present: str) -> bool:
+    """Whether the code differs from the recorded one; unknown between two versions of Python."""
+    if recorded is None or recorded.partition("-")[0] != present.partition("-")[0]:
+        return False
+    return recorded != present

@@ -27,6 +27,16 @@ class MicroflowException(Exception):
     """The base of every error that microflow raises on purpose."""
 
 
+def describe(error: BaseException) -> str:
+    """An exception in one line, ``TypeName: text``. Never raises, whatever the exception's class does."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # a broken __str__ of the user's must not cost the run its record
+        return f"{name} (whose text cannot be shown)"
+    return f"{name}: {text}" if text else name
+
+
 # ---------------------------------------------------------------------------------- outcomes of runs
 
 

@@ -205,8 +205,9 @@ class BaseFlowRunEngine(Generic[R]):
         self._log(INFO, "Received non-final state %r, will attempt to run again", self.state.name)
 
     async def _handle_success(self, result: Any) -> None:
-        self._value = Value(result)
         terminal = return_value_to_state(result)
+        # the state's own copy, in which a generator is a list
+        self._value = terminal.data if isinstance(terminal.data, Value) and terminal is not result else Value(result)
         if not terminal.is_final() and not (terminal.is_paused() or terminal.is_cancelling()):
             error = ValueError(f"the flow returned {terminal}, which is no state that a run can end in")
             await settle(self.handle_exception(error))
@@ -244,7 +245,10 @@ class BaseFlowRunEngine(Generic[R]):
     def _open(self) -> State[Any] | None:
         """Create, adopt or take over the run. The state to hand back when it has ended already."""
         if self.live is None and self.flow_run is not None:
-            self.live = self.client.claim(str(self.flow_run.id))
+            run_id = str(self.flow_run.id)
+            if self.parameters is None:  # before the claim: a run that cannot be run here is not taken from anybody
+                self.parameters = self.flow.rebind(self.client.fold(run_id).parameters())
+            self.live = self.client.claim(run_id)
         if self.live is None:
             context = FlowRunContext.get()
             if context is not None:
@@ -294,8 +298,6 @@ class BaseFlowRunEngine(Generic[R]):
         live = self.live
         assert live is not None
         self.flow_run = live.flow_run
-        if self.parameters is None:
-            self.parameters = self.flow.parameters.bind((), live.run.parameters())
         try:
             yield None
         except (LogError, StorageError) as refused:  # the log does not take our word any more: say nothing in it
@@ -325,13 +327,13 @@ class BaseFlowRunEngine(Generic[R]):
                 self.parameters[name] = await resolve_argument(value, self.waits)
             if self.wait_for is not None:
                 await resolve_argument(self.wait_for, self.waits)
+            own_name = self.flow.render_run_name(self.parameters)
         except UpstreamTaskError as error:
             self.live.propose(Pending(name="NotReady", message=str(error)), force=True)
             return False
-        try:
-            own_name = self.flow.render_run_name(self.parameters)
-        except Exception as error:  # the user's template or callable
-            self.set_state(exception_to_failed_state(error, message="The name of the flow run:"), force=True)
+        except Exception as error:  # an argument that is no good, or the user's template or callable for the name
+            self.set_state(exception_to_failed_state(error, message="Flow run could not start:"), force=True)
+            await settle(self.call_hooks())
             raise
         if own_name is not None and own_name != self.live.flow_run.name:
             self.live.rename(own_name)

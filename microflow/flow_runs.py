@@ -34,7 +34,7 @@ def take_over(
     run = client.fold(str(flow_run_id))
     check_flow_fits(run, flow)
     try:
-        parameters = flow.bind((), run.parameters())
+        parameters = flow.rebind(run.parameters())
     except MicroflowException as problem:
         raise MicroflowException(f"flow run {flow_run_id} cannot be run again here: {problem}") from problem
     return client.claim(str(flow_run_id), steal=steal, force=force), parameters, client

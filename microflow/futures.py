@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from ._arguments import StopVisiting, allow_failure, find, opaque, quote, visit_collection
 from ._waits import completion_of, loop_is_running, slot_given_back
 from .client.objects import FlowRun, TaskRun
-from .exceptions import CrashedRun, MicroflowException, UpstreamTaskError
+from .exceptions import MicroflowException, UpstreamTaskError
 from .logging import get_logger
 from .states import Cancelled, Pending, State
 
@@ -158,10 +158,6 @@ class ConcurrentFuture(WrappedFuture[R]):
         if state is None:
             value: R = self._wrapped_future.result(timeout=0)
             return value
-        if state.is_crashed() and raise_on_failure:
-            error = state.data
-            if isinstance(error, BaseException) and not isinstance(error, Exception):
-                raise CrashedRun(state.message) from error
         return state.read_result(raise_on_failure)
 
 

@@ -107,7 +107,8 @@ Known holes
 -----------
 CRC-32 is no signature: who may write to the folder can forge history. A CRC that agrees by chance (one in
 4 billion) with an orphan's ends the chain there. Bit rot in the last 17 bytes of the last line cannot be
-told from a torn tail. An owner that appends after its own ``release`` is believed until the next claim.
+told from a torn tail. An owner that appends after its own ``release`` is believed until the next claim. What
+is appended in the second after another process deleted the log is deleted as well.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ class Log:
             self.is_written = True
             self._check_poison()
             try:
-                self._open(writable=True, create=expect == 0)
+                self._open(writable=True, create=expect == 0, look=bodies[0]["k"] == "claim")
                 self._fold()  # once without the lock, so that many who wait do not read under it
                 try:
                     self._lock()
@@ -242,11 +243,11 @@ class Log:
                 raise medium.explain(error) from error
         return expect + 1
 
-    def _open(self, *, writable: bool, create: bool = False) -> None:
+    def _open(self, *, writable: bool, create: bool = False, look: bool = False) -> None:
         medium = self._medium
         if medium.ready(writable=writable, create=create):
             self._recognise()
-        if (medium.look_due() or not writable) and medium.is_gone():
+        if (look or not writable or medium.look_due()) and medium.is_gone():
             medium.rest()  # deleted, or replaced by another file: what has the name now?
             medium.ready(writable=writable, create=create)
             self._recognise()

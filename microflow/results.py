@@ -47,10 +47,12 @@ class ResultFiles(Protocol):
         ...
 
 
-def keep(value: Any, run_id: str, store: ResultFiles, name: str) -> dict[str, Any] | None:
+def keep(
+    value: Any, run_id: str, store: ResultFiles, name: str, what: str | None = "result"
+) -> dict[str, Any] | None:
     """The record member that keeps `value`, or None when it cannot be kept. May write a result file,
     which happens before the caller appends the record: a record never names a file that is not there.
-    `name` is the task's or flow's, for the warning."""
+    `name` is the task's or flow's, for the warning, which also says `what` is not kept; None for no warning."""
     kind = type(value)
     if kind in _PLAIN or (kind is int and -(1 << 53) < value < 1 << 53) or (kind is str and len(value) < 1024):
         return {"json": value}  # what most tasks return needs no second look (saves 3 µs of 60 per task)
@@ -64,27 +66,39 @@ def keep(value: Any, run_id: str, store: ResultFiles, name: str) -> dict[str, An
         try:
             form, packed = pack(value)
         except SerializationError as problem:
-            _warn(name, f"cannot be kept for re-execution: {problem}")
+            _warn(what, name, f"cannot be kept for re-execution: {problem}")
             return None
         if len(packed) <= INLINE_LIMIT:
             return {form: base64.b64encode(packed).decode("ascii")}
     if len(packed) > KEEP_LIMIT:
-        _warn(name, f"has {len(packed):,} bytes, more than the {KEEP_LIMIT:,} that are kept for re-execution")
+        _warn(what, name, f"has {len(packed):,} bytes, more than the {KEEP_LIMIT:,} that are kept for re-execution")
         return None
     try:
         return {"file": store.put_result(run_id, packed), "size": len(packed), "format": form}
     except StorageError as problem:
-        _warn(name, f"cannot be kept for re-execution: {problem}")
+        _warn(what, name, f"cannot be kept for re-execution: {problem}")
         return None
 
 
-def _warn(name: str, problem: str) -> None:
-    """Say it once for each task: a mapped task would say it ten thousand times."""
-    if name not in _warned:
-        _warned.add(name)
-        warnings.warn(
-            f"the result of {name!r} {problem}. A re-execution will run the call again.", RuntimeWarning, stacklevel=2
-        )
+_CONSEQUENCES = {
+    "result": "A re-execution will run the call again.",
+    "parameters": "The run cannot be run again by another process.",
+}
+
+
+def _warn(what: str | None, name: str, problem: str) -> None:
+    """Say it once for each task: a mapped task would say it ten thousand times. Where warnings are errors it is
+    logged instead: raised here, between the user's code and the append, it would cost the run its end."""
+    if what is None or (key := f"{what} {name}") in _warned:
+        return
+    _warned.add(key)
+    text = f"the {what} of {name!r} {problem}. {_CONSEQUENCES[what]}"
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:
+        import logging  # loaded only when there is something to say
+
+        logging.getLogger(__name__).warning(text)
 
 
 def _parts_of_state(state: State[Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .exceptions import (
     TerminationSignal,
     UnfinishedRun,
 )
+from .exceptions import describe as describe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Mapping
@@ -46,6 +47,9 @@ class StateType(str, enum.Enum):
     def __str__(self) -> str:
         return self.value
 
+
+#: characters of a state's message; more is cut off
+MAXIMUM_MESSAGE = 10_000
 
 TERMINAL_STATES = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
 _DEFAULT_NAMES = {kind: kind.value.capitalize() for kind in StateType}
@@ -73,6 +77,7 @@ class StateDetails:
     retriable: bool | None = None
     transition_id: UUID | None = None
     task_parameters_id: UUID | None = None
+    returned_state: bool = False  # the run's function returned this very state, and so does its call
 
     def __init__(self, **given: Any) -> None:
         for name, value in given.items():
@@ -128,7 +133,7 @@ class Value(Generic[R]):
 class State(Generic[R]):
     """What a run is at one moment. Compares by all fields but ``id``, ``created`` and ``updated``."""
 
-    __slots__ = ("_created", "_id", "_updated", "at", "data", "message", "name", "state_details", "type")
+    __slots__ = ("_id", "at", "data", "message", "name", "state_details", "type")
 
     def __init__(
         self,
@@ -144,6 +149,8 @@ class State(Generic[R]):
             raise ValueError(f"{type!r} is not a state type; the types are {sorted(_BY_VALUE)}")
         self.type: StateType = _BY_VALUE[type]
         self.name: str = _DEFAULT_NAMES[self.type] if name is None else name
+        if message is not None and len(message) > MAXIMUM_MESSAGE:
+            message = f"{message[:MAXIMUM_MESSAGE]} … ({len(message):,} characters)"  # it must fit into a record
         self.message = message
         #: the wall clock of the state in microseconds; ``timestamp`` is the same as a datetime
         self.at: int = now_us() if timestamp is None else to_us(timestamp) or 0
@@ -154,8 +161,6 @@ class State(Generic[R]):
         self.state_details: StateDetails = state_details
         self.data = data
         self._id = id
-        self._created: int | None = None
-        self._updated: int | None = None
         if self.type is StateType.SCHEDULED and state_details.scheduled_time is None:
             self.state_details = state_details = state_details.copy()  # the caller may use them again
             state_details.scheduled_time = to_datetime(self.at)
@@ -188,29 +193,22 @@ class State(Generic[R]):
 
     @property
     def created(self) -> datetime | None:
-        """When this object's state was made: its timestamp unless it is a copy."""
-        return to_datetime(self._created if self._created is not None else self.at)
+        """When the state was made, which is its timestamp."""
+        return self.timestamp
 
     @property
     def updated(self) -> datetime | None:
-        """When this object's state was last copied: its timestamp unless it is a copy."""
-        return to_datetime(self._updated if self._updated is not None else self.at)
+        """When the state was last changed: never after it was made."""
+        return self.timestamp
 
     def __eq__(self, other: object) -> bool:
+        fields = ("type", "name", "message", "timestamp", "state_details", "data")
         if isinstance(other, dict):
-            fields = ("type", "name", "message", "timestamp", "state_details", "data")
             given = {name: value for name, value in other.items() if name not in ("id", "created", "updated")}
             return bool(given == {name: getattr(self, name) for name in fields})
         if not isinstance(other, State):
             return NotImplemented
-        return (
-            self.type is other.type
-            and self.name == other.name
-            and self.message == other.message
-            and self.at == other.at
-            and self.state_details == other.state_details
-            and bool(self.data == other.data)
-        )
+        return all(bool(getattr(self, name) == getattr(other, name)) for name in fields)
 
     def __hash__(self) -> int:
         return hash((self.state_details.flow_run_id, self.state_details.task_run_id, self.at, self.type))
@@ -307,7 +305,10 @@ class State(Generic[R]):
             raise UnfinishedRun(f"the run is in state {self} ({self.type.value}); its result is not available")
         failed = self.type is not StateType.COMPLETED
         if failed and raise_on_failure:
-            raise get_state_exception(self)
+            error = get_state_exception(self)
+            if not isinstance(error, Exception):  # who asks for a result is not to be interrupted by it
+                raise CrashedRun(self.message or describe(error)) from error
+            raise error
         data = self.data.load() if isinstance(self.data, Value) else self.data
         if data is None and not isinstance(self.data, Value):
             if not failed:
@@ -572,12 +573,6 @@ def return_value_to_state(retval: Any) -> State[Any]:
     if type(retval).__name__ == "generator" and hasattr(retval, "gi_frame"):
         retval = list(retval)
     return State(StateType.COMPLETED, data=retval if isinstance(retval, Value) else Value(retval))
-
-
-def describe(error: BaseException) -> str:
-    """An exception in one line, ``TypeName: text``."""
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def exception_to_failed_state(

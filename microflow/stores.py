@@ -334,6 +334,7 @@ class FileStore(Store):
 
     def put_result(self, run_id: str, data: bytes) -> str:
         folder, name = self._results(run_id), _name_of(data)
+        self._make_folder(self._runs)
         self._make_folder(folder)
         temporary = os.path.join(folder, f".{os.urandom(16).hex()}")
         try:
@@ -400,12 +401,17 @@ class FileStore(Store):
             token = os.urandom(16).hex()
             path = os.path.join(self._owners, token)
             descriptor = _files.open_new(path)
-            # Between the two lines above and the lock somebody may have taken the file for a dead owner's,
-            # and be about to remove it.
-            if _files.try_lock(descriptor) and _files.stat_open(descriptor).st_nlink:
+            ours = False
+            try:
+                # Between the two lines above and the lock somebody may have taken the file for a dead owner's,
+                # and be about to remove it.
+                ours = _files.try_lock(descriptor) and _files.stat_open(descriptor).st_nlink == 1
+            finally:
+                if not ours:
+                    _files.close(descriptor)
+                    self._unlink(path)
+            if ours:
                 return token, descriptor
-            _files.close(descriptor)
-            self._unlink(path)
 
     def _sweep(self) -> None:
         """Remove the files of dead owners: a token without a file is dead just the same."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from ._arguments import contains_special, find
 from ._definitions import hook_name
@@ -180,7 +180,8 @@ class BaseTaskRunEngine(Generic[R]):
         if terminal.is_failed() and await settle(self.handle_retry(terminal)):
             return result
         await self._set_final_state(terminal)
-        self._value = Value(result)
+        # the state's own copy, in which a generator is a list
+        self._value = terminal.data if isinstance(terminal.data, Value) and terminal is not result else Value(result)
         return result
 
     async def _handle_exception(self, error: Exception) -> None:
@@ -211,7 +212,7 @@ class BaseTaskRunEngine(Generic[R]):
         task, log = self.task, self._log
         if self.retries >= task.retries:
             suffix = ", Retries are exhausted" if task.retries > 0 else ""
-            log(ERROR, "Task run failed with %s%s", repr(failure), suffix, error=failure)
+            log(ERROR, "Task run failed with %r%s", failure, suffix, error=failure)
             return False
         if not await settle(self.can_retry(failure)):
             return False
@@ -397,7 +398,9 @@ class BaseTaskRunEngine(Generic[R]):
 
     def _hand_back(self, ended: State[Any]) -> None:
         """Give what an earlier execution of the flow run recorded, without running or appending."""
-        if ended.is_completed():
+        if ended.state_details.returned_state:
+            self._value = Value(cast("R", ended))
+        elif ended.is_completed():
             self._value = ended.data
         else:
             self._raised = ended.data

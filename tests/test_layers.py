@@ -32,6 +32,7 @@ FLOORS: dict[str, float] = {
     "events": 0,
     "_files": 0,
     "_strict_json": 0,
+    "_modules": 0,
     "_waits": 0,
     "settings": 0.1,
     "_containers": 0.1,

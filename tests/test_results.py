@@ -196,6 +196,13 @@ def test_a_very_deep_value_raises_nothing(store):
         value = value.pop()
 
 
+def test_where_warnings_are_errors_the_run_completes_and_it_is_logged(store, caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert keep(Hostile(), RUN, store, "task") is None
+    assert "the result of 'task' cannot be kept" in caplog.text
+
+
 def test_a_full_disk_means_not_kept_and_raises_nothing(store, monkeypatch):
     def full(run_id: str, data: bytes) -> str:
         raise NoSpace("the disk is full")

@@ -543,6 +543,14 @@ def test_a_failed_state_describes_the_exception_after_the_message():
     assert exception_to_failed_state(error, name="TimedOut").name == "TimedOut"
 
 
+def test_an_exception_that_cannot_be_shown_is_described_all_the_same():
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    assert exception_to_failed_state(Broken()).message == "Broken (whose text cannot be shown)"
+
+
 def test_the_exception_that_is_being_handled_is_the_default():
     with pytest.raises(ValueError, match="no active exception"):
         exception_to_failed_state()

@@ -157,6 +157,8 @@ class Run:
         self.header: dict[str, Any] = {}
         self.states: list[State[Any]] = []
         self.tasks: dict[str, TaskHistory] = {}
+        #: failed calls that an operator's claim dropped: they are run again instead of handed back
+        self.dropped: set[str] = set()
         self._flow_run: FlowRun | None = None
 
     @property
@@ -199,11 +201,7 @@ class Run:
             self.former_owners.add(self.owner)
         self.owner, self.owner_pid, self.owner_host = data["owner"], data.get("pid"), data.get("host")
         if data.get("forced"):
-            self.tasks = {
-                key: task
-                for key, task in self.tasks.items()
-                if task.last is None or task.last["type"] not in ("FAILED", "CRASHED", "CANCELLED")
-            }
+            self.dropped.update(key for key, task in self.tasks.items() if task.last and task.last["type"] == "FAILED")
 
     def _release(self, data: dict[str, Any], record: Record) -> None:
         self.owner = self.owner_pid = self.owner_host = None
@@ -217,6 +215,7 @@ class Run:
         task = self.tasks.get(data["run"])
         if task is not None:
             task.states.append(data)
+            self.dropped.discard(data["run"])
             task.epoch = record.epoch or 0
             if data["type"] == "RUNNING":
                 task.flow_run_count = self.flow_run.run_count

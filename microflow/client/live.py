@@ -27,13 +27,13 @@ from .fold import Run, TaskHistory, state_record, task_record
 from .objects import FINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
     from ..stores import Store
     from .objects import FlowRun, TaskRun
 
-#: a map's creation records are cut into lines of this many task runs: far below a line's 1 MiB
+#: a map's creation records are cut into lines of this many task runs and upstreams: far below a line's 1 MiB
 BATCH = 500
 
 
@@ -210,7 +210,7 @@ class LiveRun:
         state is appended, the call runs again; dying after it, its result is handed back."""
         run_id = task_run.text
         state = states[-1]
-        result = _kept(state, self.run_id, self.store, task_run.name, self.keep_results)
+        result = _kept(state, self.run_id, self.store, task_run.task_key, self.keep_results)
         flow_run = self.flow_run
 
         def decide() -> tuple[Answer, list[dict[str, Any]]]:
@@ -238,8 +238,7 @@ class LiveRun:
     def create_tasks(self, created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> None:
         """Create many task runs, :data:`BATCH` to a line. Precedes their being submitted: dying before it,
         nobody knows of them; dying after it, they are pending and a re-execution finds and runs them."""
-        for start in range(0, len(created), BATCH):
-            part = created[start : start + BATCH]
+        for part in _parts(created):
             bodies: list[dict[str, Any]] = []
             for task_run, state, source in part:
                 bodies.append(task_record(task_run, source))
@@ -352,6 +351,21 @@ class LiveRun:
         """Count one ended call that is handed back without being run."""
         with self._lock:
             self.handed_back += 1
+
+
+def _parts(created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> Iterator[list[Any]]:
+    """Cut what is to be created into parts that each fit into a line."""
+    part: list[Any] = []
+    weight = 0
+    for each in created:
+        own_weight = 1 + sum(map(len, each[0].task_inputs.values()))
+        if part and weight + own_weight > BATCH:
+            yield part
+            part, weight = [], 0
+        part.append(each)
+        weight += own_weight
+    if part:
+        yield part
 
 
 class MemoryTasks:

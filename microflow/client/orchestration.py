@@ -11,6 +11,7 @@ with many runs: give ``flow_run_id`` where it is known.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import random
 import threading
@@ -131,7 +132,9 @@ class SyncClient:
             "cwd": _working_folder(),
         }
         header.update({key: value for key, value in optional.items() if value is not None})
-        header["parameters"] = keep(stored, run_id, self.store, flow.name)
+        # a subflow is run again by its parent, which has what it was given: futures, for example
+        warn_of = None if flow_run.parent_flow_run_id is not None else "parameters"
+        header["parameters"] = keep(stored, run_id, self.store, flow.name, warn_of)
         if header["parameters"] is None or "json" not in header["parameters"]:
             header["shown"] = {name: _shown_value(value) for name, value in stored.items()}
         bodies = [header]
@@ -380,10 +383,13 @@ def _filter(
 
 
 def _shown_value(value: Any) -> Any:
+    """A parameter for people, beside one that is kept elsewhere: short, since it stands in the header."""
     try:
-        return shown(to_json(value))
+        form = shown(to_json(value))
     except (MicroflowException, ValueError):
         return f"<{type(value).__name__}>"
+    length = len(json.dumps(form))
+    return form if length <= 1000 else f"<{type(value).__name__}, {length:,} characters of JSON>"
 
 
 def _working_folder() -> str | None:

@@ -1,0 +1,760 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a task run: states in the log, retries, hooks, upstreams, crashes. Each test in both colours."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from concurrent.futures import Future
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from microflow import allow_failure, flow, task
+from microflow._arguments import opaque, quote
+from microflow.client.orchestration import current_client
+from microflow.context import FlowRunContext, TaskRunContext
+from microflow.exceptions import Abort, FailedRun, MicroflowException, MissingResult, UpstreamTaskError
+from microflow.futures import ConcurrentFuture
+from microflow.states import (
+    Cancelled,
+    Completed,
+    Crashed,
+    Failed,
+    Paused,
+    Pending,
+    Running,
+    State,
+)
+from microflow.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine, run_task, run_task_sync
+from tests.support import (
+    Colour,
+    Witness,
+    both,
+    fake_waits,
+    fold,
+    memory_home,
+    run,
+    task_ids,
+    task_states,
+)
+
+FAILURE = ValueError("no")
+
+
+@pytest.fixture(autouse=True)
+def _memory(monkeypatch):
+    memory_home(monkeypatch)
+
+
+def failing(times: int, seen: list[Any] | None = None) -> Any:
+    """A function that raises that often, then gives the number of its calls."""
+    calls: list[Any] = [] if seen is None else seen
+
+    def work():
+        calls.append(TaskRunContext.get())
+        if len(calls) <= times:
+            raise FAILURE
+        return len(calls)
+
+    return work
+
+
+def in_flow(colour: Colour, made: Any, **kwargs: Any) -> State[Any]:
+    """The final state of a task that is called in a flow."""
+
+    @colour.flow
+    def body():
+        return quote((yield made(return_state=True, **kwargs)))
+
+    state: State[Any] = colour.run(body).unwrap()
+    return state
+
+
+class TestStates:
+    @both
+    def test_a_success_is_pending_running_completed(self, colour: Colour):
+        state = in_flow(colour, colour.task(failing(0)))
+        assert (state.name, state.result(_sync=True)) == ("Completed", 1)
+        assert task_states("work") == [["Pending", "Running", "Completed"]]
+
+    @both
+    def test_a_direct_call_is_created_and_started_in_one_line_of_the_log(self, colour: Colour):
+        in_flow(colour, colour.task(failing(0)))
+        reading = current_client().store.read(fold().run_id)
+        lines = [record.position for record in reading.records if record.data.get("run")]
+        assert len(lines) == 4  # created, Pending, Running; then Completed
+        assert len(set(lines)) == 2
+
+    @both
+    def test_a_failure_raises_the_very_exception(self, colour: Colour):
+        made = colour.task(failing(1))
+        with pytest.raises(ValueError) as caught:
+            colour.run(made)
+        assert caught.value is FAILURE
+        state = in_flow(colour, colour.task(failing(1)))
+        assert (state.name, state.data) == ("Failed", FAILURE)
+        assert state.message is not None
+        assert state.message.startswith("Task run encountered an exception: ValueError: no")
+        assert task_states("work") == [["Pending", "Running", "Failed"]]
+
+    @both
+    def test_a_timeout_error_of_the_user_is_named_timed_out(self, colour: Colour):
+        @colour.task
+        def slow():
+            raise TimeoutError("mine")
+
+        with pytest.raises(TimeoutError, match="mine"):
+            colour.run(slow)
+        assert in_flow(colour, slow).name == "TimedOut"
+
+    @both
+    def test_stop_iteration_is_an_ordinary_failure(self, colour: Colour):
+        made = colour.task(lambda: next(iter(())))
+        state = in_flow(colour, made)
+        assert state.is_failed()
+        # Python itself makes a RuntimeError of one that leaves a coroutine (PEP 479)
+        assert isinstance(state.data, RuntimeError if colour.isasync else StopIteration)
+
+    @both
+    def test_moments_and_counts_follow_the_states(self, colour: Colour):
+        in_flow(colour, colour.task(failing(1), retries=1))
+        (key,) = task_ids("work")
+        pending, running, _, completed = fold().task_states(key)
+        recorded = fold().task_run(key)
+        assert (recorded.expected_start_time, recorded.start_time) == (pending.timestamp, running.timestamp)
+        assert (recorded.end_time, recorded.run_count) == (completed.timestamp, 2)
+        assert len({state.at for state in fold().task_states(key)}) == 4
+
+    @both
+    def test_details_carry_the_task_run_and_inside_of_flows_the_flow_run(self, colour: Colour):
+        made = colour.task(lambda: 1)
+        outside = colour.run(made, return_state=True).state_details
+        inside = in_flow(colour, made).state_details
+        assert outside.task_run_id is not None
+        assert outside.flow_run_id is None
+        assert str(inside.flow_run_id) == fold().run_id
+
+
+class TestReturnedStates:
+    @both
+    def test_a_state_made_by_hand_is_the_final_state(self, colour: Colour):
+        made = colour.task(lambda: State("FAILED", message="m", data=True))
+        state = in_flow(colour, made)
+        assert (state.type, state.message, state.result(raise_on_failure=False, _sync=True)) == ("FAILED", "m", True)
+        with pytest.raises(TypeError):
+            state.result(_sync=True)
+
+    @both
+    @pytest.mark.parametrize(
+        ("make", "name", "message"),
+        [
+            (lambda: [Completed(), Failed()], "Failed", "1/2 states failed."),
+            (lambda: (Cancelled(), Failed(), Completed()), "Cancelled", "1/3 states cancelled."),
+            (lambda: {Completed()}, "Completed", "All states completed."),
+            (lambda: [Running(), Completed()], "Failed", "1/2 states not final."),
+            (lambda: [Paused()], "Paused", "1/1 states paused."),
+        ],
+        ids=["failed", "cancelled", "completed", "not-final", "paused"],
+    )
+    def test_a_collection_of_states_is_aggregated_and_returned(self, colour: Colour, make, name, message):
+        made = colour.task(make, name="states")
+        states = colour.run(made)
+        assert isinstance(states, (list, tuple, set))
+        state = in_flow(colour, made)
+        assert (state.name, state.message) == (name, message)
+
+    @both
+    @pytest.mark.parametrize("value", [{"a": Failed()}, [Failed(), 1], [], ValueError("returned")])
+    def test_anything_else_is_a_value(self, colour: Colour, value):
+        made = colour.task(lambda: value)
+        assert colour.run(made) is value
+        assert in_flow(colour, made).is_completed()
+
+    @both
+    def test_a_returned_generator_is_given_and_kept_as_a_list(self, colour: Colour):
+        made = colour.task(lambda: (number for number in (1, 2)))
+        assert in_flow(colour, made).result(_sync=True) == [1, 2]
+        assert colour.run(made) == [1, 2]
+
+    @both
+    def test_a_returned_future_is_a_value_like_any_other(self, colour: Colour):
+        future = ConcurrentFuture[int](uuid4(), Future())
+        assert colour.run(colour.task(lambda: future)) is future
+
+    @both
+    def test_a_returned_failed_state_is_retried(self, colour: Colour):
+        calls: list[int] = []
+
+        @colour.task(retries=2)
+        def work():
+            calls.append(1)
+            return Failed(message="again") if len(calls) < 2 else "done"
+
+        assert in_flow(colour, work).result(_sync=True) == "done"
+        assert task_states("work") == [["Pending", "Running", "Retrying", "Completed"]]
+
+    @both
+    def test_a_state_returned_twice_counts_as_an_upstream_the_second_time(self, colour: Colour):
+        shared = Completed(data=1)
+        made = colour.task(lambda: shared)
+        assert in_flow(colour, made).message is None
+        assert colour.run(made, return_state=True).message == "All states completed."
+
+
+class TestRetries:
+    @both
+    def test_without_a_delay_a_retry_follows_at_once(self, colour: Colour, monkeypatch):
+        slept = fake_waits(monkeypatch)
+        assert in_flow(colour, colour.task(failing(2), retries=3)).result(_sync=True) == 3
+        assert task_states("work") == [["Pending", "Running", "Retrying", "Retrying", "Completed"]]
+        assert slept == []
+
+    @both
+    @pytest.mark.parametrize(
+        ("delay", "expected"),
+        [(2, [2, 2, 2]), ([1, 2], [1, 2, 2]), (lambda retries: [retries, 5], [3, 5, 5]), ([], []), (0, [])],
+    )
+    def test_delays_are_slept(self, colour: Colour, monkeypatch, delay, expected):
+        slept = fake_waits(monkeypatch)
+        made = colour.task(failing(3), retries=3, retry_delay_seconds=delay)
+        in_flow(colour, made)
+        assert slept == pytest.approx(expected, abs=0.2)
+
+    @both
+    def test_a_delayed_retry_is_recorded_as_scheduled(self, colour: Colour, monkeypatch):
+        fake_waits(monkeypatch)
+        in_flow(colour, colour.task(failing(2), retries=1, retry_delay_seconds=60))
+        assert task_states("work") == [["Pending", "Running", "AwaitingRetry", "Retrying", "Failed"]]
+        (key,) = task_ids("work")
+        scheduled = fold().task_states(key)[2]
+        due = scheduled.state_details.scheduled_time
+        assert due is not None
+        assert (due - scheduled.timestamp).total_seconds() == pytest.approx(60, abs=0.5)
+        assert scheduled.message == "ValueError: no"
+
+    @both
+    def test_a_jitter_lengthens_delays_up_to_its_factor(self, colour: Colour, monkeypatch):
+        slept = fake_waits(monkeypatch)
+        made = colour.task(failing(20), retries=20, retry_delay_seconds=10, retry_jitter_factor=0.5)
+        in_flow(colour, made)
+        assert all(9.8 <= seconds <= 15 for seconds in slept)
+        assert len({round(seconds, 3) for seconds in slept}) > 10
+
+    @both
+    def test_the_body_sees_its_state_and_attempt(self, colour: Colour):
+        seen: list[tuple[object, ...]] = []
+
+        @colour.task(retries=1)
+        def work():
+            context = TaskRunContext.get()
+            assert context is not None
+            seen.append((context.task_run.state_name, context.task_run.run_count, context.start_time))
+            if len(seen) < 2:
+                raise FAILURE
+
+        in_flow(colour, work)
+        assert [item[:2] for item in seen] == [("Running", 1), ("Retrying", 2)]
+        assert seen[0][2] < seen[1][2]  # type: ignore[operator]
+
+    @both
+    def test_inner_and_outer_retries_multiply(self, colour: Colour):
+        calls = Witness()
+
+        @colour.task(retries=1)
+        def inner():
+            calls.saw("inner")
+            raise FAILURE
+
+        @colour.task(retries=1)
+        def outer():
+            yield inner()
+
+        with pytest.raises(ValueError):
+            colour.run(outer)
+        assert calls["inner"] == 4
+
+    @both
+    @pytest.mark.parametrize("answer", [True, False])
+    def test_the_condition_decides(self, colour: Colour, answer):
+        asked: list[State[Any]] = []
+
+        def condition(task, task_run, state):
+            asked.append(state)
+            assert task_run.run_count == len(asked)
+            return answer
+
+        state = in_flow(colour, colour.task(failing(9), retries=2, retry_condition_fn=condition))
+        assert state.is_failed()
+        assert len(asked) == (2 if answer else 1)  # not asked when no retry is left
+        assert asked[0].is_failed()
+        with pytest.raises(ValueError, match="no"):
+            asked[0].result(_sync=True)
+
+    @both
+    def test_the_condition_may_be_an_object_a_partial_or_a_coroutine_function(self, colour: Colour):
+        class Never:
+            def __call__(self, task, task_run, state):
+                return False
+
+        async def never(task, task_run, state):
+            return False
+
+        def by_keyword(task, task_run, state, answer):
+            return answer
+
+        for condition in (Never(), functools.partial(by_keyword, answer=False), never):
+            calls: list[Any] = []
+            in_flow(colour, colour.task(failing(9, calls), retries=3, retry_condition_fn=condition))
+            assert len(calls) == 1
+
+    @both
+    def test_a_condition_that_raises_ends_the_retries_and_is_logged(self, colour: Colour, caplog):
+        calls: list[Any] = []
+        made = colour.task(failing(9, calls), retries=3, retry_condition_fn=lambda *_: 1 / 0)
+        with pytest.raises(ValueError, match="no"):
+            colour.run(made)
+        assert len(calls) == 1
+        assert "retry_condition_fn of task 'work' raised" in caplog.text
+
+    @both
+    def test_what_is_logged_says_whether_retries_are_left(self, colour: Colour, caplog):
+        caplog.set_level(logging.INFO)
+        in_flow(colour, colour.task(failing(1)))
+        assert "Retries are exhausted" not in caplog.text
+        in_flow(colour, colour.task(failing(2), retries=1))
+        assert "Retry 1/1 will start immediately" in caplog.text
+        assert "Retries are exhausted" in caplog.text
+
+
+class TestHooks:
+    @both
+    def test_run_once_after_the_final_state_in_their_order(self, colour: Colour):
+        seen: list[tuple[str, str]] = []
+
+        def hook(label):
+            def called(task, task_run, state):
+                assert task_run.state is state
+                seen.append((label, state.name))
+
+            return called
+
+        options: dict[str, Any] = {
+            "on_completion": [hook("c1"), hook("c2")],
+            "on_failure": [hook("f")],
+            "on_running": [hook("r")],
+        }
+        in_flow(colour, colour.task(failing(1), retries=1, **options))
+        assert seen == [("r", "Running"), ("r", "Retrying"), ("c1", "Completed"), ("c2", "Completed")]
+        seen.clear()
+        in_flow(colour, colour.task(failing(2), retries=1, **options))
+        assert seen == [("r", "Running"), ("r", "Retrying"), ("f", "Failed")]
+
+    @both
+    def test_on_running_fires_again_after_a_delayed_retry(self, colour: Colour, monkeypatch):
+        fake_waits(monkeypatch)
+        seen: list[str] = []
+        made = colour.task(failing(1), retries=1, retry_delay_seconds=1)
+        made.on_running(lambda task, run, state: seen.append(state.name))
+        in_flow(colour, made)
+        assert seen == ["Running", "Retrying"]
+
+    @both
+    def test_a_hook_that_raises_hurts_nobody(self, colour: Colour, caplog):
+        seen: list[int] = []
+        hooks = [lambda *_: seen.append(1), lambda *_: 1 / 0, lambda *_: seen.append(2)]
+        state = in_flow(colour, colour.task(lambda: "value", on_completion=hooks))
+        assert state.result(_sync=True) == "value"
+        assert seen == [1, 2]
+        assert "An error was encountered while running hook" in caplog.text
+        assert "ZeroDivisionError" in caplog.text
+
+    @both
+    def test_hooks_may_be_coroutine_functions_partials_and_objects(self, colour: Colour, caplog):
+        caplog.set_level(logging.INFO)
+        seen: list[str] = []
+
+        async def later(task, task_run, state):
+            await asyncio.sleep(0)
+            seen.append("coroutine")
+
+        def with_more(task, task_run, state, word, other="default"):
+            seen.append(word + other)
+
+        class Hook:
+            def __call__(self, task, task_run, state):
+                seen.append("object")
+
+        hooks = [later, functools.partial(with_more, word="partial-"), Hook()]
+        in_flow(colour, colour.task(lambda: 1, on_completion=hooks))
+        assert seen == ["coroutine", "partial-default", "object"]
+        for name in ("later", "with_more", "Hook"):
+            assert f"Running hook '{name}'" in caplog.text
+
+    @both
+    def test_a_coroutine_hook_of_a_blocking_task_runs_beside_a_running_loop(self, colour: Colour):
+        seen: list[str] = []
+
+        async def later(task, task_run, state):
+            seen.append(state.name)
+
+        blocking = task(lambda: 1, on_completion=[later])  # type: ignore[call-overload]
+
+        @flow
+        async def body():
+            blocking()
+
+        run(body())
+        assert seen == ["Completed"]
+
+    @both
+    def test_no_hook_runs_for_a_crash_or_a_run_that_is_not_ready(self, colour: Colour):
+        seen: list[str] = []
+
+        def hook(task, task_run, state):
+            seen.append(state.name)
+
+        @colour.task(on_failure=[hook], on_completion=[hook], on_running=[hook])
+        def work(upstream):
+            raise KeyboardInterrupt
+
+        assert in_flow(colour, work, upstream=Crashed()).name == "NotReady"
+        assert seen == []
+        with pytest.raises(KeyboardInterrupt):
+            colour.run(work, 1)
+        assert seen == ["Running"]
+
+    @both
+    def test_an_interrupt_in_a_hook_propagates_and_the_final_state_stays(self, colour: Colour):
+        def hook(task, task_run, state):
+            raise KeyboardInterrupt
+
+        made = colour.task(lambda: 1, name="work", on_completion=[hook])
+
+        @colour.flow
+        def body():
+            yield made()
+
+        with pytest.raises(KeyboardInterrupt):
+            colour.run(body)
+        assert task_states("<lambda>") == [["Pending", "Running", "Completed"]]
+
+
+class TestUpstreams:
+    @both
+    @pytest.mark.parametrize("wrap", [lambda f: f, lambda f: [f], lambda f: {"k": (1, {"deep": f})}, lambda f: {f: 1}])
+    def test_a_failed_upstream_anywhere_in_an_argument_leaves_the_run_not_ready(self, colour: Colour, wrap):
+        called, seen = Witness(), list[Any]()
+
+        @colour.task
+        def consumer(value):
+            called.saw(value)
+
+        @colour.flow
+        def body():
+            broken = colour.task(failing(1)).submit()
+            direct = yield consumer(wrap(broken), return_state=True)
+            submitted = consumer.submit(wrap(broken))
+            follower = consumer.submit(submitted)
+            assert (yield consumer(wrap(broken))) is None
+            follower.wait()
+            seen.extend((broken.task_run_id, direct, submitted, follower))
+
+        colour.run(body)
+        broken_id, direct, submitted, follower = seen
+        for state in (direct, submitted.state):
+            assert (state.type, state.name) == ("PENDING", "NotReady")
+            assert f"Upstream task run '{broken_id}' did not reach a 'COMPLETED' state" in state.message
+        assert str(submitted.task_run_id) in follower.state.message
+        assert not called
+        assert set(map(tuple, task_states("consumer"))) == {("Pending", "NotReady")}
+
+    @both
+    def test_allow_failure_lets_failed_and_not_ready_through_but_nothing_else(self, colour: Colour):
+        identity = colour.task(lambda value: value, name="identity")
+
+        @colour.flow
+        def body():
+            broken = colour.task(failing(1)).submit()
+            stuck = identity.submit(broken)
+            values = []
+            for value in (broken, [broken, 1], stuck, {"a": broken}):
+                values.append((yield identity(allow_failure(value))))
+            states = []
+            for state in (Crashed(), Cancelled(), Pending()):
+                states.append((yield identity(allow_failure(state), return_state=True)).name)
+            return quote((values, states))
+
+        values, states = colour.run(body).unwrap()
+        assert values == [FAILURE, [FAILURE, 1], None, {"a": FAILURE}]
+        assert states == ["NotReady"] * 3
+
+    @both
+    def test_wait_for_waits_and_obeys_the_same_rules(self, colour: Colour):
+        identity = colour.task(lambda value: value, name="identity")
+
+        @colour.flow
+        def body():
+            good, broken = identity.submit(1), colour.task(failing(1)).submit()
+            stuck = identity.submit(broken)
+            names = []
+            for wait_for in (good, [good, 5], [broken], [allow_failure([broken, stuck])], [Failed()], "plain"):
+                names.append((yield identity(1, wait_for=wait_for, return_state=True)).name)
+            return quote(names)
+
+        expected = ["Completed", "Completed", "NotReady", "Completed", "NotReady", "Completed"]
+        assert colour.run(body).unwrap() == expected
+
+    @both
+    def test_states_are_replaced_by_their_results_also_inside_of_results(self, colour: Colour):
+        identity = colour.task(lambda value: value)
+        assert colour.run(identity, Completed(data=[Completed(data=4)])) == [4]
+        assert colour.run(identity, {Completed(data="key"): 1}) == {"key": 1}
+        with pytest.raises(UpstreamTaskError):
+            raise_not_ready(colour.run(identity, [Failed()], return_state=True))
+
+    @both
+    def test_opaque_and_quote_keep_what_they_hold_from_being_looked_into(self, colour: Colour):
+        identity = colour.task(lambda value: value)
+        inner = Completed(data=1)
+        assert colour.run(identity, opaque(Completed(data={"x": inner})))["x"] is inner
+        assert colour.run(identity, quote([inner]))[0] is inner
+
+    @both
+    def test_a_completed_state_without_data_is_the_callers_error(self, colour: Colour):
+        with pytest.raises(MissingResult):
+            colour.run(colour.task(lambda value: value), Completed())
+
+    @both
+    def test_run_objects_are_no_arguments_unless_opaque(self, colour: Colour):
+        kind = colour.task(lambda value: type(value).__name__)
+
+        @colour.flow
+        def body():
+            context = FlowRunContext.get()
+            assert context is not None
+            with pytest.raises(MicroflowException, match="FlowRun object cannot be an argument"):
+                yield kind(context.flow_run)
+            return (yield kind(opaque(context.flow_run)))
+
+        assert colour.run(body) == "FlowRun"
+
+    @both
+    def test_a_container_that_cannot_be_rebuilt_names_the_parameter(self, colour: Colour):
+        class Stubborn(list[Any]):
+            def __init__(self, *items: Any) -> None:
+                super().__init__(items)
+
+            def __copy__(self) -> Any:
+                raise RuntimeError("no copies")
+
+            def __reduce_ex__(self, protocol: Any) -> Any:
+                raise RuntimeError("no copies")
+
+        identity = colour.task(lambda value: value)
+        untouched = Stubborn(1)
+        assert colour.run(identity, untouched) is untouched
+
+    @both
+    def test_a_task_that_waits_for_itself_is_told_so(self, colour: Colour):
+        identity = colour.task(lambda value: value)
+
+        @colour.flow
+        def body():
+            context = FlowRunContext.get()
+            assert context is not None
+            first = identity.submit(1)
+            engine_run = identity.submit(2)
+            own: list[Any] = []
+            with pytest.raises(ValueError, match=r"depending on itself.*deadlock"):
+                yield run_task(
+                    identity, task_run_id=first.task_run_id, parameters={"value": 1}, wait_for=[first, engine_run, own]
+                )
+
+        colour.run(body)
+
+    @both
+    def test_inputs_name_each_upstream_once(self, colour: Colour):
+        @colour.task
+        def consumer(a, b, *more, **named):
+            return None
+
+        @colour.flow
+        def body():
+            one = colour.task(lambda: 1).submit()
+            two = colour.task(lambda: 2).submit()
+            yield consumer([one, one, {"k": two}], 5, wait_for=[two])
+            yield consumer(quote(one), opaque(two), two, x=one)
+            return quote((str(one.task_run_id), str(two.task_run_id)))
+
+        one, two = colour.run(body).unwrap()
+        first, second = (fold().tasks[key].created["inputs"] for key in task_ids("consumer"))
+        ones, twos = [["task_run", one]], [["task_run", two]]
+        assert first == {"a": ones + twos, "b": [], "more": [], "named": [], "wait_for": twos}
+        assert second == {"a": [], "b": twos, "more": twos, "named": ones}
+
+
+def raise_not_ready(state: State[Any]) -> None:
+    assert state.name == "NotReady"
+    raise UpstreamTaskError(state.message)
+
+
+class TestInterrupts:
+    @both
+    @pytest.mark.parametrize(
+        ("interrupt", "text"),
+        [
+            (KeyboardInterrupt, "Execution was aborted by an interrupt signal"),
+            (SystemExit, "Execution was aborted by a system exit"),
+            (asyncio.CancelledError, "cancelled by the runtime environment"),
+        ],
+    )
+    def test_an_interrupt_is_recorded_not_retried_and_goes_on(self, colour: Colour, interrupt, text):
+        calls = Witness()
+
+        @colour.task(retries=3)
+        def work():
+            calls.saw("work")
+            raise interrupt
+
+        @colour.flow
+        def body():
+            yield work()
+
+        with pytest.raises(interrupt):
+            colour.run(body)
+        assert calls["work"] == 1
+        assert task_states("work") == [["Pending", "Running", "Crashed"]]
+        (key,) = task_ids("work")
+        assert text in (fold().task_states(key)[-1].message or "")
+
+    @both
+    def test_an_interrupt_before_running_is_recorded_as_well(self, colour: Colour):
+        def name():
+            raise KeyboardInterrupt
+
+        made = colour.task(lambda: 1, task_run_name=name)
+
+        @colour.flow
+        def body():
+            yield made()
+
+        with pytest.raises(KeyboardInterrupt):
+            colour.run(body)
+        assert task_states("<lambda>") == [["Pending", "Crashed"]]
+
+    @both
+    def test_abort_leaves_the_state_and_is_logged(self, colour: Colour, caplog):
+        @colour.task
+        def work():
+            raise Abort("enough")
+
+        @colour.flow
+        def body():
+            yield work()
+
+        with pytest.raises(Abort):
+            colour.run(body)
+        assert task_states("work") == [["Pending", "Running"]]
+        assert "Task run was aborted: enough" in caplog.text
+
+    def test_a_cancelled_coroutine_is_recorded(self):
+        started = asyncio.Event
+
+        @task
+        async def forever(event):
+            event.set()
+            await asyncio.Event().wait()
+
+        @flow
+        async def body():
+            event = started()
+            running = asyncio.ensure_future(forever(opaque(event)))
+            await event.wait()
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+        run(body())
+        assert task_states("forever") == [["Pending", "Running", "Crashed"]]
+
+
+class TestLogging:
+    @both
+    def test_the_last_line_says_how_the_run_ended(self, colour: Colour, caplog):
+        caplog.set_level(logging.INFO)
+        in_flow(colour, colour.task(lambda: 1))
+        in_flow(colour, colour.task(lambda value: 1), value=Failed())
+        of_tasks = [record for record in caplog.records if record.name == "microflow.task_runs"]
+        last = [record for record in of_tasks if "Finished" in record.msg]
+        assert [record.levelname for record in last] == ["INFO", "ERROR"]
+        assert last[0].getMessage() == "Finished in state Completed()"
+        assert last[1].getMessage().startswith("Finished in state NotReady(")
+        assert (last[0].task_name, last[0].flow_name) == ("<lambda>", "body")  # type: ignore[attr-defined]
+
+    def test_nothing_is_formatted_when_the_level_is_off(self, caplog):
+        caplog.set_level(logging.CRITICAL)
+
+        class Loud:
+            def __repr__(self):
+                raise AssertionError("formatted for nobody")
+
+        with pytest.raises(FailedRun):
+            run_state(task(lambda: Failed(data=None, message="m", name="F")))
+        assert task(lambda value: 1)(Loud()) == 1
+
+
+def run_state(made: Any) -> None:
+    made(return_state=True).result(_sync=True)
+
+
+class TestEngine:
+    def test_it_has_no_state_before_it_has_a_run(self):
+        engine: SyncTaskRunEngine[Any] = SyncTaskRunEngine(task(lambda: 1))
+        assert not engine.is_running()
+        assert not engine.is_cancelled()
+        with pytest.raises(ValueError, match="no task run yet"):
+            engine.state
+
+    def test_an_overridden_public_step_is_felt(self, monkeypatch):
+        seen: list[str] = []
+        real = SyncTaskRunEngine.begin_run
+        monkeypatch.setattr(SyncTaskRunEngine, "begin_run", lambda self: (seen.append("sync"), real(self)))
+
+        async def begin(self):
+            seen.append("async")
+            await self._begin_run()
+
+        monkeypatch.setattr(AsyncTaskRunEngine, "begin_run", begin)
+        task(lambda: 1)()
+
+        @task
+        async def later():
+            return 1
+
+        run(later())
+        assert seen == ["sync", "async"]
+
+    @both
+    def test_run_task_takes_an_id_and_an_existing_run(self, colour: Colour):
+        made = colour.task(lambda x: x + 1)
+        state = run(run_task(made, parameters={"x": 1}, return_type="state"))
+        recorded = current_client().read_task_run(state.state_details.task_run_id)
+        assert recorded.state_name == "Completed"
+        assert run(run_task(made, task_run_id=recorded.id, parameters={"x": 2})) == 3
+
+    @both
+    def test_a_set_cancel_event_crashes_the_run_before_its_body(self, colour: Colour):
+        import threading
+
+        event, called = threading.Event(), Witness()
+        event.set()
+        made = colour.task(lambda: called.saw("body"))
+        with pytest.raises(asyncio.CancelledError):
+            run(run_task(made, context={"cancel_event": event}))
+        assert not called
+
+    def test_the_blocking_engine_does_not_need_asyncio(self):
+        assert run_task_sync(task(lambda: 1)) == 1

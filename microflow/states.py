@@ -7,13 +7,17 @@ may follow which is not said here but in one table (``transitions``).
 
 from __future__ import annotations
 
-import enum
 import os
 import sys
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
+from ._state_parts import DEFAULT_NAMES, MAXIMUM_MESSAGE, TYPES_BY_VALUE
+from ._state_parts import TERMINAL_STATES as TERMINAL_STATES
+from ._state_parts import StateDetails as StateDetails
+from ._state_parts import StateType as StateType
+from ._state_parts import Value as Value
 from ._waits import dual, now_us, to_datetime, to_us
 from .exceptions import (
     CancelledRun,
@@ -31,104 +35,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-class StateType(str, enum.Enum):
-    """The nine types; the value is the name."""
-
-    SCHEDULED = "SCHEDULED"
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-    CRASHED = "CRASHED"
-    PAUSED = "PAUSED"
-    CANCELLING = "CANCELLING"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-#: characters of a state's message; more is cut off
-MAXIMUM_MESSAGE = 10_000
-
-TERMINAL_STATES = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
-_DEFAULT_NAMES = {kind: kind.value.capitalize() for kind in StateType}
-_BY_VALUE = {kind.value: kind for kind in StateType}
-
-
-class StateDetails:
-    """What a state carries besides its data; everything is None unless noted.
-
-    Kept sparse: only what was given takes room, because every task run has several states."""
-
-    flow_run_id: UUID | None = None
-    task_run_id: UUID | None = None
-    child_flow_run_id: UUID | None = None
-    scheduled_time: datetime | None = None
-    cache_key: str | None = None
-    cache_expiration: datetime | None = None
-    deferred: bool | None = None
-    untrackable_result: bool = False
-    pause_timeout: datetime | None = None
-    pause_reschedule: bool = False
-    pause_key: str | None = None
-    run_input_keyset: dict[str, str] | None = None
-    refresh_cache: bool | None = None
-    retriable: bool | None = None
-    transition_id: UUID | None = None
-    task_parameters_id: UUID | None = None
-    returned_state: bool = False  # the run's function returned this very state, and so does its call
-
-    def __init__(self, **given: Any) -> None:
-        for name, value in given.items():
-            if name not in StateDetails.__annotations__:
-                raise TypeError(f"StateDetails has no field {name!r}; it has {sorted(StateDetails.__annotations__)}")
-            self.__dict__[name] = value
-
-    def copy(self) -> StateDetails:
-        """A copy that can be changed on its own."""
-        twin = StateDetails.__new__(StateDetails)
-        twin.__dict__.update(self.__dict__)
-        return twin
-
-    def given(self) -> dict[str, Any]:
-        """The fields that are not at their default."""
-        return {name: value for name, value in self.__dict__.items() if value != getattr(StateDetails, name)}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StateDetails) and self.given() == other.given()
-
-    __hash__ = None  # type: ignore[assignment]  # details can be changed
-
-    def __repr__(self) -> str:
-        return f"StateDetails({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
-
-
-class Value(Generic[R]):
-    """A value that a state carries; tells a run that returned None from a state without data."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: R) -> None:
-        self._value = value
-
-    @property
-    def result(self) -> R:
-        """The value itself."""
-        return self.load()
-
-    def load(self) -> R:
-        """The value; subclasses fetch it from where it is kept."""
-        return self._value
-
-    def __eq__(self, other: object) -> bool:
-        return bool(isinstance(other, Value) and self.load() == other.load())
-
-    __hash__ = None  # type: ignore[assignment]  # carries any value
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.load()!r})"
-
 
 class State(Generic[R]):
     """What a run is at one moment. Compares by all fields but ``id``, ``created`` and ``updated``."""
@@ -145,10 +51,10 @@ class State(Generic[R]):
         data: Any = None,
         id: UUID | None = None,
     ) -> None:
-        if type not in _BY_VALUE:
-            raise ValueError(f"{type!r} is not a state type; the types are {sorted(_BY_VALUE)}")
-        self.type: StateType = _BY_VALUE[type]
-        self.name: str = _DEFAULT_NAMES[self.type] if name is None else name
+        if type not in TYPES_BY_VALUE:
+            raise ValueError(f"{type!r} is not a state type; the types are {sorted(TYPES_BY_VALUE)}")
+        self.type: StateType = TYPES_BY_VALUE[type]
+        self.name: str = DEFAULT_NAMES[self.type] if name is None else name
         if message is not None and len(message) > MAXIMUM_MESSAGE:
             message = f"{message[:MAXIMUM_MESSAGE]} … ({len(message):,} characters)"  # it must fit into a record
         self.message = message

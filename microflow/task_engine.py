@@ -179,6 +179,8 @@ class BaseTaskRunEngine(Generic[R]):
         terminal = return_value_to_state(result)
         if terminal.is_failed() and await settle(self.handle_retry(terminal)):
             return result
+        if terminal is result:
+            terminal.state_details.returned_state = True
         await self._set_final_state(terminal)
         # the state's own copy, in which a generator is a list
         self._value = terminal.data if isinstance(terminal.data, Value) and terminal is not result else Value(result)

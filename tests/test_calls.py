@@ -19,7 +19,7 @@ from microflow.client.orchestration import current_client
 from microflow.context import FlowRunContext, TaskRunContext
 from microflow.flow_runs import rerun
 from microflow.futures import RunFuture
-from microflow.states import Completed, Failed, Pending, State, Value
+from microflow.states import Completed, Pending, State, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -288,6 +288,23 @@ def executed_twice(body: Callable[[], Any]) -> tuple[list[Any], State]:
     return given, rerun(twice, run.id, force=True)
 
 
+@pytest.mark.parametrize("made", [lambda: Completed(data=5), lambda: Completed(message="done")])
+def test_a_state_that_the_task_made_by_hand_is_handed_back_as_a_state(made):
+    """First run equals replay: the call gives the state itself, and the function is not run again."""
+    executed = []
+
+    @task
+    def work() -> Any:
+        executed.append(1)
+        return made()
+
+    (first, second), _ = executed_twice(work)
+    assert executed == [1]
+    assert isinstance(first, State)
+    assert (second.type, second.message) == (first.type, first.message)
+    assert second.read_result() == first.read_result()
+
+
 def test_a_completed_call_is_handed_back_and_not_executed():
     executed = []
 
@@ -407,13 +424,28 @@ def test_an_edited_task_is_handed_back_with_one_warning(monkeypatch):
 
     def body() -> Any:
         found = [work(1), work(2)]
-        work._source_digest = "py0.0-edited"
+        work._source_digest = work.source_digest.partition("-")[0] + "-edited"
         return found
 
     with pytest.warns(RuntimeWarning, match="the code of task 'work' changed") as caught:
         executed_twice(body)
     assert len([each for each in caught if "changed" in str(each.message)]) == 1
     assert executed == [1, 2]
+
+
+def test_code_that_another_python_compiled_is_not_taken_for_edited():
+    @task
+    def work() -> int:
+        return 1
+
+    def body() -> Any:
+        found = work()
+        work._source_digest = "py0.0-other"
+        return found
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        executed_twice(body)
 
 
 def test_a_new_version_is_executed_and_warns_of_nothing():

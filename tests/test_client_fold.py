@@ -230,8 +230,11 @@ def test_a_claim_of_an_operator_drops_the_calls_that_failed_and_keeps_the_others
     folded([CLAIM], run=run, epoch=2)
     assert len(run.tasks) == len(ids)
     folded([{**CLAIM, "forced": True}], run=run, epoch=3)
-    assert list(run.tasks) == [str(ids[0]), str(ids[4]), str(ids[5])]
+    assert run.dropped == {str(ids[1])}
+    assert len(run.tasks) == len(ids), "their states can still be read"
     assert run.epoch == 3
+    folded([state("COMPLETED", 50, ids[1])], run=run, epoch=3)
+    assert run.dropped == set(), "it was run again, and ended"
 
 
 # ------------------------------------------------------------------------------------- what readers see

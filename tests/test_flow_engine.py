@@ -319,6 +319,19 @@ class TestRetries:
         assert (value.result(_sync=True) if isinstance(value, State) else value) == 1
 
     @both
+    def test_the_error_of_an_earlier_attempt_does_not_hide_the_states_of_the_last(self, colour: Colour):
+        attempts = Witness()
+
+        @colour.flow(retries=1)
+        def body():
+            attempts.saw("body")
+            if attempts["body"] == 1:
+                raise ERROR
+            return [bad.submit(), good.submit()]
+
+        assert [state.name for state in colour.run(body)] == ["Failed", "Completed"]
+
+    @both
     def test_each_attempt_makes_new_task_runs_with_their_full_retries(self, colour: Colour):
         calls = Witness()
 

@@ -444,6 +444,51 @@ class TestIdentity:
         assert witness == {2: 1}
 
     @both
+    def test_a_call_of_a_later_attempt_is_not_that_of_an_earlier_one(self, colour: Colour):
+        witness = Witness()
+        made = colour.task(lambda: witness.saw("made"), name="made")
+
+        @colour.flow(retries=1)
+        def body():
+            yield made()
+            if fold(flow_run_ids()[0]).flow_run.attempt == 0:
+                raise ValueError
+
+        run_id = killed_when(body, lambda each: flow_states(each)[-2:] == ["AwaitingRetry", "Running"])
+        assert task_states("<lambda>", run_id) == [["Pending", "Running", "Completed"]]
+        witness.clear()
+        again(body, run_id)
+        assert witness["made"] == 1
+        assert task_states("<lambda>", run_id) == [["Pending", "Running", "Completed"]] * 2
+
+    @both
+    def test_upstreams_tell_equal_calls_apart_in_whatever_order(self, colour: Colour):
+        witness, names = Witness(), ["a", "b"]
+        source = colour.task(lambda name: name, name="source")
+        end = colour.task(lambda: 1, name="end")
+
+        @colour.task
+        def consumer(value):
+            witness.saw(value)
+            return value
+
+        @colour.flow
+        def body():
+            futures = {name: source.submit(name) for name in ("a", "b")}
+            consumed = {name: consumer.submit(futures[name]) for name in names}
+            values = []
+            for name in ("a", "b"):
+                values.append((yield consumed[name]))
+            yield end()
+            return values
+
+        run_id = killed_when(body, lambda each: len(completed(each)) == 5)
+        witness.clear()
+        names.reverse()
+        assert again(body, run_id).result(_sync=True) == ["a", "b"]
+        assert not witness
+
+    @both
     def test_an_upstream_counts_by_its_call_and_not_by_its_result(self, colour: Colour):
         witness = Witness()
         source = colour.task(lambda: threading.Lock(), name="source")
@@ -538,6 +583,8 @@ class TestSubflows:
                 client.abandon(live)
         assert again(parent, run_id).result(_sync=True) == size
         assert not witness
+        (tracking,) = (each for each in fold(run_id).tasks.values() if each.created["task"] == "child")
+        assert [state["type"] for state in tracking.states] == ["PENDING", "COMPLETED"]
 
     @both
     def test_a_failed_child_is_handed_back_as_its_exception(self, colour: Colour):

@@ -34,6 +34,7 @@ FLOORS: dict[str, float] = {
     "_strict_json": 0,
     "_modules": 0,
     "_waits": 0,
+    "_state_parts": 0,
     "settings": 0.1,
     "_containers": 0.1,
     "_arguments": 0.2,

@@ -6,17 +6,20 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from concurrent.futures import Future
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from microflow import flow, task
 from microflow._arguments import quote
+from microflow._pool import LoopThread
 from microflow.client.orchestration import current_client
 from microflow.exceptions import CancelledRun, CrashedRun, MappingMissingIterable
 from microflow.futures import ConcurrentFuture, FutureList
 from microflow.settings import temporary_settings
+from microflow.states import Completed
 from microflow.task_runners import ConcurrentTaskRunner, TaskRunner, ThreadPoolTaskRunner
 from tests.support import PATIENCE, Colour, Gauge, both, fold, memory_home, run, task_ids, task_states
 
@@ -434,30 +437,31 @@ class TestLoops:
         assert body() == 6
         assert threads[0] not in threads[1:]
 
-    def test_loops_that_were_begun_while_the_flow_is_left_end_too(self):
+    def test_loops_that_were_begun_while_the_flow_is_left_end_too(self, monkeypatch):
         begun, leave = threading.Event(), threading.Event()
+        outside: ConcurrentFuture[Any] = ConcurrentFuture(uuid4(), Future())
+        real = LoopThread.close
 
-        @task
-        async def child():
-            return 1
+        def close(loop_thread):
+            leave.set()
+            real(loop_thread)
+
+        monkeypatch.setattr(LoopThread, "close", close)
 
         @task
         async def parent():
-            child.submit()
             begun.set()
-            leave.wait(PATIENCE)  # blocks its loop until the flow is being left
-            future = child.submit()
-            future.wait()
-            return future.state.name
+            leave.wait(PATIENCE)  # blocks its loop until the pool's loops are being closed
+            threading.Timer(0.01, lambda: outside.wrapped_future.set_result(Completed(data=1))).start()
+            outside.wait()  # and now it makes the pool begin another loop
 
         @flow
         def body():
-            threading.Timer(0.05, leave.set).start()
-            future = parent.submit()
+            parent.submit()
             begun.wait(PATIENCE)
-            del future
 
         body()
+        assert outside.result() == 1
         assert own_threads() == []
 
 
@@ -560,6 +564,7 @@ class TestLeaving:
 
         runner = workers(2)
         with runner:
+
             @flow
             def body():
                 pass

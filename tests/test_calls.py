@@ -19,7 +19,7 @@ from microflow.client.orchestration import current_client
 from microflow.context import FlowRunContext, TaskRunContext
 from microflow.flow_runs import rerun
 from microflow.futures import RunFuture
-from microflow.states import Completed, Pending, State, Value
+from microflow.states import Completed, Failed, Pending, State, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

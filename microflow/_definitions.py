@@ -52,7 +52,6 @@ class Definition:
         self.parameters = Parameters(fn)
         check_reserved(self.parameters.names)
         self.hooks: dict[StateType, list[Callable[..., Any]]] = {}
-        self.has_hooks = False
         self._code = code
         self._bound: tuple[Any, ...] = ()
 
@@ -126,14 +125,13 @@ class Definition:
         for hook in listed:
             if not callable(hook):
                 raise TypeError(f"Expected callables in '{option}'; got {type(hook).__name__} instead.")
-        self.hooks[self.hook_types[option]] = listed
-        self.has_hooks = self.has_hooks or bool(listed)
+        if listed:
+            self.hooks[self.hook_types[option]] = listed
 
     def _hook(self, option: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(fn):
             raise TypeError(f"Expected callables in '{option}'; got {type(fn).__name__} instead.")
         self.hooks.setdefault(self.hook_types[option], []).append(fn)
-        self.has_hooks = True
         return fn
 
     def hooks_for(self, state_type: StateType) -> list[Callable[..., Any]]:

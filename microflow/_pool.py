@@ -111,7 +111,11 @@ class Pool:
             self._queue.append(job)
             if self.active < self.max_workers:
                 self.active += 1
-                self._grant()
+                try:
+                    self._grant()
+                except RuntimeError:  # nobody would ever run it: the caller is told, and nothing is queued
+                    self._queue.pop()
+                    raise
         return True
 
     def _grant(self) -> None:
@@ -121,8 +125,14 @@ class Pool:
             self._ready.notify()
             return
         thread = threading.Thread(target=self._work, name=f"{self.name}-{len(self._threads)}")
-        self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread to give; those who are active serve the queue
+            self.active -= 1
+            if not self.active:
+                raise
+        else:
+            self._threads.append(thread)
 
     def pass_on(self) -> None:
         """Give a slot to whoever needs it next. Called with the lock, by its holder."""

@@ -135,6 +135,10 @@ class KeptResult(Value[Any]):
         """The record member that keeps the value."""
         return self._entry
 
+    def entry_for(self, run_id: str) -> dict[str, Any] | None:
+        """The record member as it may stand in the log of `run_id`; None when its file is another run's."""
+        return None if "file" in self._entry and run_id != self._run_id else self._entry
+
     def document(self) -> Any:
         """The tagged JSON of a value that is kept as such, as it stands; nothing is rebuilt from it."""
         if "json" in self._entry:

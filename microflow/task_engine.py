@@ -462,7 +462,7 @@ class SyncTaskRunEngine(BaseTaskRunEngine[R]):
 
     def call_hooks(self, state: State[Any] | None = None) -> None:
         """Run the hooks of `state`, the present one unless given."""
-        if self.task.has_hooks:
+        if self.task.hooks:
             finish(self._call_hooks(state))
 
     def can_retry(self, exc_or_state: Exception | State[R]) -> bool:
@@ -506,7 +506,7 @@ class AsyncTaskRunEngine(BaseTaskRunEngine[R]):
 
     async def call_hooks(self, state: State[Any] | None = None) -> None:
         """Run the hooks of `state`, the present one unless given."""
-        if self.task.has_hooks:
+        if self.task.hooks:
             await self._call_hooks(state)
 
     async def can_retry(self, exc_or_state: Exception | State[R]) -> bool:

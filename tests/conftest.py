@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -43,6 +44,18 @@ def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir(mode=0o700)
     monkeypatch.setenv("MICROFLOW_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True)
+def no_log_left_open(private_home: Path) -> Iterator[None]:
+    """Forget the clients that the test made: each home has one for the life of a process, with its open logs."""
+    yield
+    orchestration = sys.modules.get("microflow.client.orchestration")
+    clients = orchestration._clients if orchestration is not None else {}
+    for client in clients.values():
+        for run_id in client.store.list():
+            client.store.close(run_id)
+    clients.clear()
 
 
 @pytest.fixture(autouse=True)

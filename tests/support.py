@@ -251,23 +251,26 @@ class Death:
 
 @contextmanager
 def death_after(appends: int) -> Iterator[Death]:
-    """In the block the process 'dies' after so many appends: every later one is refused, and on leaving it the
-    owners are gone, as they would be after a kill."""
+    """In the block the process 'dies' after so many appends: every later one is refused, no result file is written,
+    and on leaving it the owners are gone, as they would be after a kill."""
     client = current_client()
     store: Any = client.store
-    real, death = store.append, Death(appends)
+    real, real_put, death = store.append, store.put_result, Death(appends)
 
     def append(*args: Any, **kwargs: Any) -> Any:
         death.count()
         return real(*args, **kwargs)
 
-    store.append = append
+    def put_result(run_id: str, data: bytes) -> Any:
+        return real_put(run_id, data) if death.left > 0 else "written by nobody"
+
+    store.append, store.put_result = append, put_result
     try:
         yield death
     except Dead:
         pass
     finally:
-        del store.append
+        del store.append, store.put_result
         for live in list(client.owned.values()):
             client.abandon(live)
 

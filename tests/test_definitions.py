@@ -254,8 +254,8 @@ def test_hooks_are_lists_of_callables(decorate):
     assert made.hooks_for(StateType.COMPLETED) == [print]
     assert made.hooks_for(StateType.FAILED) == [len, print]
     assert made.hooks_for(StateType.RUNNING) == []
-    assert made.has_hooks
-    assert not decorate(plain).has_hooks
+    assert made.hooks
+    assert not decorate(plain).hooks
 
 
 @both
@@ -276,7 +276,7 @@ def test_a_hook_can_be_added_by_decoration(decorate):
     def hook(*args: Any) -> None: ...
 
     assert made.hooks_for(StateType.FAILED) == [hook]
-    assert made.has_hooks
+    assert made.hooks
 
 
 def test_the_name_of_a_hook_in_a_log_line():

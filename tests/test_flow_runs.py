@@ -46,14 +46,18 @@ from tests.support import (
 )
 
 
-@pytest.fixture(params=["memory", "files"])
-def _stores(request, monkeypatch, private_home):
+@pytest.fixture(autouse=True)
+def _memory(monkeypatch):
     memory_home(monkeypatch)
+
+
+@pytest.fixture(params=["memory", "files"])
+def _both_stores(request, monkeypatch, private_home, _memory):
     if request.param == "files":
         monkeypatch.setenv("MICROFLOW_HOME", str(private_home))
 
 
-pytestmark = pytest.mark.usefixtures("_stores")
+on_both_stores = pytest.mark.usefixtures("_both_stores")
 
 
 def killed(made: Any, appends: int, *args: Any) -> str:
@@ -91,6 +95,7 @@ def completed(run_id: str) -> set[str]:
     return {key for key, history in recorded.tasks.items() if history.last and history.last["type"] == "COMPLETED"}
 
 
+@on_both_stores
 class TestEveryDeath:
     """After a death at any append: the result of an unbroken run, and nothing that had ended is executed again."""
 
@@ -361,6 +366,7 @@ class TestHandedBack:
         assert witness["lock"] == 1
 
     @both
+    @on_both_stores
     @pytest.mark.parametrize("size", [10, 40_000])
     def test_small_and_large_results_come_back_equal(self, colour: Colour, size):
         value = {"text": "x" * size, "tuple": (1, {2}), "bytes": b"\x00"}
@@ -551,6 +557,7 @@ class TestSubflows:
         assert flow_run_ids("child") == [history.created["child"]]
 
     @both
+    @on_both_stores
     @pytest.mark.parametrize("size", [10, 40_000])
     def test_a_child_whose_end_its_parent_did_not_record_is_handed_back_from_its_own_log(self, colour: Colour, size):
         witness = Witness()

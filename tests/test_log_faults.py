@@ -16,6 +16,7 @@ import signal
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LENGTH = 8  # lines of a generated history
+END = 1 << 60  # a position beyond all records: who owns the run, and where it is
 
 
 def histories(count: int) -> list[bytes]:
@@ -453,7 +455,7 @@ def race(tmp_path: Path, count: int) -> list[tuple[int, list[str]]]:
         os.close(gate_write)
         store = FileStore(tmp_path)
         token = store.own()
-        reading = store.read(RUN)
+        reading = store.read(RUN, END)
         say("ready")
         os.read(gate_read, 1)  # ends when the parent closes its end
         try:
@@ -479,7 +481,7 @@ def test_row_17_of_many_processes_that_claim_a_run_at_once_exactly_one_wins(tmp_
         outcomes = race(tmp_path, count)
         winners = [said[-1] for status, said in outcomes if status == 0]
         assert sorted(status for status, _ in outcomes) == [0] + [6] * (count - 1)
-        reading = store.read(RUN)
+        reading = store.read(RUN, END)
         assert (reading.owner, reading.epoch) == (winners[0], round + 1)
         assert not store.is_alive(winners[0]), "its process has ended"
     fold = check_log_file(str(tmp_path / "runs" / f"{RUN}.jsonl"), [])
@@ -515,15 +517,15 @@ def test_row_17_of_many_threads_that_create_a_run_at_once_exactly_one_wins(tmp_p
 # ------------------------------------------------------------------------------------- rows 19, 20: stopped processes
 
 
-def own_and_append(root: Path, say: Callable[[str], None]) -> None:
+def own_and_append(root: Path, run_id: str, say: Callable[[str], None]) -> None:
     store = FileStore(root)
-    reading = store.read(RUN)
+    reading = store.read(run_id, END)
     token, epoch = store.own(), reading.epoch + 1
-    position = store.append(RUN, [claim(token, pid=os.getpid())], expect=reading.position, epoch=epoch)
+    position = store.append(run_id, [claim(token, pid=os.getpid())], expect=reading.position, epoch=epoch)
     say(token)
     while True:
         try:
-            position = store.append(RUN, [state("BY THE OWNER")], expect=position, epoch=epoch)
+            position = store.append(run_id, [state("BY THE OWNER")], expect=position, epoch=epoch)
         except Fenced as fenced:
             say(str(fenced))
             raise SystemExit(8) from None
@@ -533,25 +535,26 @@ def test_row_19_a_stopped_owner_that_is_continued_after_a_takeover_appends_nothi
     """L6, I12: SIGSTOP, steal, SIGCONT: the zombie gets Fenced at its next append."""
     monkeypatch.setattr(_files, "PATIENCE", 0.02)
     store = FileStore(tmp_path)
-    store.append(RUN, [header()], expect=0)
-    for _ in range(trials(20)):
-        zombie = Child(lambda say: own_and_append(tmp_path, say))
+    for round in range(trials(20)):
+        run_id = str(UUID(int=round))
+        store.append(run_id, [header(run_id)], expect=0)
+        zombie = Child(partial(own_and_append, tmp_path, run_id))
         token = zombie.read_line()
         stop(zombie)
         assert store.is_alive(token), "it is stopped, not dead: only force takes the run"
-        epoch, thief = store.read(RUN).epoch, store.own()
-        stolen = steal(store, thief, zombie)
+        thief = store.own()
+        stolen = steal(store, run_id, thief, zombie)
         zombie.signal(signal.SIGCONT)
         status, said = zombie.wait()
         assert (status, len(said)) == (8, 1)
-        assert f"its claim was number {epoch}, the current one is number {epoch + 1}" in said[0]
-        after = store.read(RUN, stolen)
-        assert [record.data for record in after.records] == [], "the zombie's records count"
+        assert "its claim was number 1, the current one is number 2" in said[0]
+        assert store.read(run_id, stolen).records == [], "the zombie's records count"
         assert not store.is_alive(token)
         store.disown(thief)
-    fold = check_log_file(str(tmp_path / "runs" / f"{RUN}.jsonl"), [])
-    assert fold.chain.voids == 0, "the writer's own check came first"
-    store.close(RUN)
+        store.close(run_id)
+        fold = check_log_file(str(tmp_path / "runs" / f"{run_id}.jsonl"), [], run_id)
+        assert fold.chain.voids == 0, "the writer's own check came first"
+        store.delete(run_id)
 
 
 def stop(child: Child) -> None:
@@ -559,11 +562,11 @@ def stop(child: Child) -> None:
     os.waitpid(child.pid, os.WUNTRACED)
 
 
-def steal(store: FileStore, token: str, zombie: Child) -> int:
+def steal(store: FileStore, run_id: str, token: str, zombie: Child) -> int:
     while True:
-        reading = store.read(RUN)
+        reading = store.read(run_id, END)
         try:
-            return store.append(RUN, [claim(token)], expect=reading.position, epoch=reading.epoch + 1)
+            return store.append(run_id, [claim(token)], expect=reading.position, epoch=reading.epoch + 1)
         except Conflict:
             continue  # it had written its line and had not yet said so when we looked
         except StorageError:  # it was stopped while it held the lock: let it go on for a moment
@@ -613,7 +616,7 @@ def test_threads_that_append_to_one_log_get_each_position_once(tmp_path):
         for count in range(25):
             nonce = f"{number}.{count}"
             while True:
-                expect = store.read(RUN, 1 << 30).position
+                expect = store.read(RUN, END).position
                 with contextlib.suppress(Conflict):
                     store.append(RUN, [state(nonce=nonce)], expect=expect)
                     acknowledged.append((expect, nonce))

@@ -268,3 +268,19 @@ def test_a_loop_thread_waits_for_its_coroutines_before_it_ends():
     loop_thread.close()
     assert seen == [1]
     assert not loop_thread.thread.is_alive()
+
+
+def test_where_no_thread_can_start_the_caller_is_told_and_no_slot_is_lost(monkeypatch):
+    """The system may refuse a thread; a later job must find every slot again."""
+    pool = Pool(2, "refused")
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="start new thread"):
+            pool.put(Job(lambda: None))
+    assert pool.active == 0
+    assert pool.close() == []
+    pool.join()

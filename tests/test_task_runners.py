@@ -328,7 +328,7 @@ class TestSlots:
         assert waiting <= number + 3
         assert total == 2 * many
 
-    @pytest.mark.parametrize(("made", "depth"), [(add, 5000), (add_async, 2500)], ids=["sync", "async"])
+    @pytest.mark.parametrize(("made", "depth"), [(add, 5000), (add_async, 2100)], ids=["sync", "async"])
     def test_a_long_chain_of_dependents_needs_no_recursion(self, made, depth):
         assert depth > 2 * sys.getrecursionlimit()
 
@@ -345,7 +345,7 @@ class TestSlots:
         @flow
         def body():
             future = task(lambda: 1 / 0).submit()
-            for _ in range(2500):
+            for _ in range(1100):
                 future = add.submit(future)
             future.wait()
             return future.state.name
@@ -537,7 +537,7 @@ class TestLeaving:
         @flow(task_runner=workers(1))
         def body():
             future = held.submit()
-            for _ in range(2500):
+            for _ in range(1100):
                 future = add.submit(future)
             last.append(future)
             future.add_done_callback(lambda _: release.set())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .._waits import now_us, to_datetime
 from ..events import Record
 from ..exceptions import Conflict, Fenced
-from ..results import keep
+from ..results import KeptResult, keep
 from ..states import AwaitingRetry, State, StateType
 from ..transitions import flow_verdict, task_verdict
 from .fold import Run, TaskHistory, state_record, task_record
@@ -68,10 +68,8 @@ def _kept(state: State[Any], run_id: str, store: Store, name: str, keep_results:
     if kind not in FINAL or not keep_results:
         return None
     data = state.data
-    entry = getattr(data, "entry", None)
-    if entry is not None:
-        kept: dict[str, Any] = entry  # handed on as it stands in a log
-        return kept
+    if isinstance(data, KeptResult) and (entry := data.entry_for(run_id)) is not None:
+        return entry  # handed on as it stands in a log
     if data is None:
         return None
     return keep(data.load() if hasattr(data, "load") else data, run_id, store, name)

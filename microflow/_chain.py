@@ -48,7 +48,7 @@ def encode_bodies(bodies: Sequence[Body]) -> str:
             raise ValueError(f"{kind!r} is no kind of record of format version {FORMAT_VERSION}: {body!r}")
     try:
         text = _strict_json.encode(bodies, depth=_strict_json.MAXIMUM_DEPTH - 1)  # the line is a level as well
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:  # the last: little stack was left
         kinds = ", ".join(body["k"] for body in bodies)
         raise SerializationError(f"a record ({kinds}) cannot be written as JSON: {error}") from error
     return _hide_ends(text)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ._arguments import Parameters, check_reserved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from .states import StateType
 
@@ -30,7 +30,12 @@ class Definition:
 
     hook_types: dict[str, StateType] = {}  # noqa: RUF012 - overridden by subclasses, never changed
 
-    def __init__(self, fn: Callable[..., Any], name: str | None, description: str | None, version: str | None) -> None:
+    def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any], known: Container[str]) -> None:
+        unknown = [option for option in options if option not in known]
+        if unknown:
+            kind = type(self).__name__.lower()
+            raise TypeError(f"a {kind} has no option {', '.join(map(repr, sorted(unknown)))}")
+        self._given = dict(options)
         self.isclassmethod = isinstance(fn, classmethod)
         self.isstaticmethod = isinstance(fn, staticmethod)
         if isinstance(fn, (classmethod, staticmethod)):
@@ -38,9 +43,9 @@ class Definition:
         if not callable(fn):
             raise TypeError(f"'fn' must be callable, got {fn!r}")
         self.fn = fn
-        self.name = name or str(getattr(fn, "__name__", type(fn).__name__))
-        self.version = version
-        self.description = description or _clean(getattr(fn, "__doc__", None))
+        self.name = str(options.get("name") or getattr(fn, "__name__", type(fn).__name__))
+        self.version: str | None = options.get("version")
+        self.description: str | None = options.get("description") or _clean(getattr(fn, "__doc__", None))
         for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
             if hasattr(fn, attribute):
                 setattr(self, attribute, getattr(fn, attribute))
@@ -110,6 +115,17 @@ class Definition:
         self.parameters.call_arguments(given)
         return {name: given[name] for name in self.parameters.names if name in given}
 
+    def _twin(self: D, replaced: dict[str, Any]) -> D:
+        """One over the same function, bound to the same object, with some options replaced; hooks that were added
+        by decoration go along, in lists of its own."""
+        names = {kind: option for option, kind in self.hook_types.items()}
+        hooks = {names[kind]: list(hooks) for kind, hooks in self.hooks.items()}
+        kind: Any = type(self)
+        twin: D = kind(self.fn, **{**self._given, **hooks, **replaced})
+        twin._bound = self._bound
+        twin.isclassmethod, twin.isstaticmethod = self.isclassmethod, self.isstaticmethod
+        return twin
+
     # --------------------------------------------------------------------------------------------- hooks
 
     def _set_hooks(self, option: str, hooks: Iterable[Callable[..., Any]] | None) -> None:
@@ -133,6 +149,18 @@ class Definition:
             raise TypeError(f"Expected callables in '{option}'; got {type(fn).__name__} instead.")
         self.hooks.setdefault(self.hook_types[option], []).append(fn)
         return fn
+
+    def on_completion(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function to be called with this object, the run and its state after a run completed."""
+        return self._hook("on_completion", fn)
+
+    def on_failure(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function to be called likewise after a run failed for good."""
+        return self._hook("on_failure", fn)
+
+    def on_running(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function to be called likewise each time a run enters RUNNING."""
+        return self._hook("on_running", fn)
 
     def hooks_for(self, state_type: StateType) -> list[Callable[..., Any]]:
         """The hooks to run when a run enters a state of this type."""

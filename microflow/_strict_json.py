@@ -16,46 +16,67 @@ from __future__ import annotations
 
 import re
 from json import JSONDecoder, JSONEncoder
-from typing import Any
+from json import encoder as json_encoder
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAXIMUM_DEPTH = 100
 
-# No look for circles: _check_names ends in a RecursionError at one before this is called.
-_to_text = JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+
+def _make_encoder() -> Callable[[Any], str]:
+    """What turns a value of a good shape into text.
+
+    ``JSONEncoder.encode`` makes its encoder, written in C, anew for each value, which takes a third of its
+    time. So that encoder is made once, if this Python has it in the form that we know.
+    """
+    # not check_circular: _check_shape finds a circle, as it is deeper than anything
+    plain = JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":"))
+    try:
+        make: Any = json_encoder.c_make_encoder  # type: ignore[attr-defined]
+        chunks = make(None, plain.default, json_encoder.encode_basestring_ascii, None, ":", ",", False, False, False)
+        if "".join(chunks([{"a": 1}], 0)) == '[{"a":1}]':
+            return lambda value: "".join(chunks(value, 0))
+    except (AttributeError, TypeError):
+        pass
+    return plain.encode
+
+
+_to_text = _make_encoder()
 
 
 def encode(value: Any, *, depth: int = MAXIMUM_DEPTH) -> str:
-    """A dict or list as JSON of at most `depth` levels. TypeError, ValueError or RecursionError if that cannot be."""
-    _check_names(value)
+    """A dict, list or tuple as JSON of at most `depth` levels. TypeError or ValueError if that cannot be."""
+    _check_shape(value, depth)
     text = _to_text(value)
-    if _is_too_deep(text, depth):
-        raise ValueError(f"nested more than {depth} deep")
     return text.replace("\x7f", "\\u007f") if "\x7f" in text else text
 
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-def _check_names(value: Any) -> None:
-    """TypeError if a dict anywhere in this dict, list or tuple has names that are no text."""
+def _check_shape(value: Any, depth: int) -> None:
+    """TypeError if a dict in this dict, list or tuple has names that are no text; ValueError if it is too deep."""
+    if not depth:
+        raise ValueError(f"nested more than {MAXIMUM_DEPTH} deep")
     if isinstance(value, dict):
         "".join(value)  # the quickest look at all names: a call that takes nothing but text
         value = value.values()
-    if not _SCALARS.issuperset(map(type, value)):
-        for member in value:
-            if isinstance(member, (dict, list, tuple)):
-                _check_names(member)
+    for member in value:
+        if type(member) not in _SCALARS and isinstance(member, (dict, list, tuple)):
+            _check_shape(member, depth - 1)
 
 
 _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NO_BRACKETS = re.compile(r"[^\[\]{}]+")
 
 
-def _is_too_deep(text: str, depth: int = MAXIMUM_DEPTH) -> bool:
-    if text.count("[") + text.count("{") <= depth:
+def _is_too_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= MAXIMUM_DEPTH:
         return False
     brackets = _NO_BRACKETS.sub("", _STRINGS.sub("", text)).replace("{", "[").replace("}", "]")
-    for _ in range(depth):
+    for _ in range(MAXIMUM_DEPTH):
         brackets = brackets.replace("[]", "")  # takes the innermost level away
     return bool(brackets)
 

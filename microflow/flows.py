@@ -60,7 +60,7 @@ class FlowOptions(TypedDict, total=False):
     on_running: Iterable[Hook] | None
 
 
-_NONE_IS_A_CHOICE = frozenset({"retries", "retry_delay_seconds"})
+_ZERO_COUNTS = frozenset({"retries", "retry_delay_seconds"})
 
 
 class Flow(Definition, Generic[P, R]):
@@ -75,14 +75,11 @@ class Flow(Definition, Generic[P, R]):
     }
 
     def __init__(self, fn: Callable[P, R], **options: Unpack[FlowOptions]) -> None:
-        unknown = set(options) - set(FlowOptions.__annotations__)
-        if unknown:
-            raise TypeError(f"a flow has no option {', '.join(map(repr, sorted(unknown)))}")
         name = options.get("name")
         if name and not isinstance(name, str):
             hint = " Perhaps you meant to call it?" if callable(name) else ""
             raise TypeError(f"Expected string for flow parameter 'name'; got {type(name).__name__} instead.{hint}")
-        super().__init__(fn, name, options.get("description"), options.get("version"))
+        super().__init__(fn, options, FlowOptions.__annotations__)
         if not name:
             self.name = "unknown-lambda" if self.name == "<lambda>" else self.name.replace("_", "-")
         if any(character in self.name for character in _FORBIDDEN):
@@ -91,7 +88,6 @@ class Flow(Definition, Generic[P, R]):
             )
         if self.isgenerator:
             raise TypeError(f"{self.name!r} is a generator function; generator flows are not supported yet")
-        self._given = dict(options)
         self.flow_run_name = options.get("flow_run_name")
         self._check_run_name(self.flow_run_name)
         settings = current_settings()
@@ -114,17 +110,9 @@ class Flow(Definition, Generic[P, R]):
         """A new flow over the same function with some options replaced; this one stays as it is.
 
         None and empty values keep the old option; ``retries=0`` and ``retry_delay_seconds=0`` count."""
-        merged = dict(self._given)
-        for state_type, hooks in self.hooks.items():
-            option = next(name for name, kind in self.hook_types.items() if kind is state_type)
-            merged[option] = list(hooks)
-        for name, value in options.items():
-            if value or (name in _NONE_IS_A_CHOICE and value is not None):
-                merged[name] = value
-        twin: Flow[P, R] = type(self)(self.fn, **merged)  # type: ignore[arg-type]  # options of a flow by their names
-        twin._bound = self._bound
-        twin.isclassmethod, twin.isstaticmethod = self.isclassmethod, self.isstaticmethod
-        return twin
+        return self._twin(
+            {name: value for name, value in options.items() if value or (name in _ZERO_COUNTS and value is not None)}
+        )
 
     if TYPE_CHECKING:  # what binding a method does to its type; at run time it is the Definition's
 
@@ -159,25 +147,13 @@ class Flow(Definition, Generic[P, R]):
 
     # ----------------------------------------------------------------------------------------------- hooks
 
-    def on_completion(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """Decorate a function to be called with flow, flow run and state after a run completed."""
-        return self._hook("on_completion", fn)
-
-    def on_failure(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """Decorate a function to be called likewise after a run failed for good."""
-        return self._hook("on_failure", fn)
-
     def on_cancellation(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """Decorate a function to be called likewise when a run was asked to stop."""
+        """Decorate a function to be called with flow, flow run and state when a run was asked to stop."""
         return self._hook("on_cancellation", fn)
 
     def on_crashed(self, fn: Callable[..., T]) -> Callable[..., T]:
         """Decorate a function to be called likewise after a run was interrupted."""
         return self._hook("on_crashed", fn)
-
-    def on_running(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """Decorate a function to be called likewise each time a run enters RUNNING."""
-        return self._hook("on_running", fn)
 
     def __repr__(self) -> str:
         return f"<Flow {self.name!r}>"

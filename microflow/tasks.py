@@ -90,13 +90,9 @@ class Task(Definition, Generic[P, R]):
     }
 
     def __init__(self, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
-        unknown = set(options) - set(TaskOptions.__annotations__)
-        if unknown:
-            raise TypeError(f"a task has no option {', '.join(map(repr, sorted(unknown)))}")
-        super().__init__(fn, options.get("name"), options.get("description"), options.get("version"))
+        super().__init__(fn, options, TaskOptions.__annotations__)
         if self.isgenerator:
             raise TypeError(f"{self.name!r} is a generator function; generator tasks are not supported yet")
-        self._given = dict(options)
         self.tags = set(options.get("tags") or ())
         self.task_run_name = options.get("task_run_name")
         self._check_run_name(self.task_run_name)
@@ -132,20 +128,8 @@ class Task(Definition, Generic[P, R]):
 
         An empty name, description, version, tags or hook list keeps the old one; None for any other option
         takes it back to its default."""
-        merged = dict(self._given)
-        for state_type, hooks in self.hooks.items():  # those that were added by decoration, too
-            option = next(name for name, kind in self.hook_types.items() if kind is state_type)
-            merged[option] = list(hooks)
-        for name, value in options.items():
-            if value or name not in _FALSY_KEEPS:
-                merged[name] = value
-        merged.setdefault("tags", None)
-        if not options.get("tags"):
-            merged["tags"] = set(self.tags)
-        twin: Task[P, R] = type(self)(self.fn, **merged)  # type: ignore[arg-type]  # options of a task by their names
-        twin._bound = self._bound
-        twin.isclassmethod, twin.isstaticmethod = self.isclassmethod, self.isstaticmethod
-        return twin
+        replaced = {name: value for name, value in options.items() if value or name not in _FALSY_KEEPS}
+        return self._twin({"tags": set(self.tags), **replaced})
 
     # --------------------------------------------------------------------------------------------- calling
 
@@ -244,20 +228,6 @@ class Task(Definition, Generic[P, R]):
                 f"call it to run it here, or call it from a flow"
             )
         return context.task_runner
-
-    # ----------------------------------------------------------------------------------------------- hooks
-
-    def on_completion(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """Decorate a function to be called with task, task run and state after a run completed."""
-        return self._hook("on_completion", fn)
-
-    def on_failure(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """Decorate a function to be called likewise after a run failed for good."""
-        return self._hook("on_failure", fn)
-
-    def on_running(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """Decorate a function to be called likewise each time a run enters RUNNING."""
-        return self._hook("on_running", fn)
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r}>"

@@ -93,7 +93,7 @@ class CalledAsync:
     ],
 )
 def test_the_kind_of_a_function_is_found_through_partials_methods_and_objects(fn, isasync, isgenerator):
-    made = Definition(fn, None, None, None)
+    made = Definition(fn, {}, ())
     assert (made.isasync, made.isgenerator) == (isasync, isgenerator)
 
 
@@ -101,7 +101,7 @@ def test_the_kind_of_a_function_is_found_through_partials_methods_and_objects(fn
     ("fn", "name"), [(plain, "plain"), (Called(), "Called"), (functools.partial(plain), "partial"), (len, "len")]
 )
 def test_a_callable_without_a_name_is_called_by_its_class(fn, name):
-    assert Definition(fn, None, None, None).name == name
+    assert Definition(fn, {}, ()).name == name
 
 
 @both
@@ -146,11 +146,11 @@ def test_a_digest_follows_from_the_code_and_not_from_place_or_name():
     def digest(source: str) -> str:
         namespace: dict[str, Any] = {}
         exec(source, namespace)
-        return Definition(namespace.get("f") or namespace["g"], None, None, None).code_digest()
+        return Definition(namespace.get("f") or namespace["g"], {}, ()).code_digest()
 
     assert len({digest(source) for source in sources}) == 1
     assert len({digest(source) for source in [sources[0], *changed]}) == 4
-    assert Definition(len, None, None, None).code_digest() == "unknown"
+    assert Definition(len, {}, ()).code_digest() == "unknown"
 
 
 def test_a_digest_is_the_same_in_every_process():
@@ -158,7 +158,7 @@ def test_a_digest_is_the_same_in_every_process():
     program = (
         "from microflow._definitions import Definition\n"
         "def f(x): return x in {'a', 'b', 'c', 'd', 'e'}, [lambda: 1.5]\n"
-        "print(Definition(f, None, None, None).source_digest)"
+        "print(Definition(f, {}, ()).source_digest)"
     )
     place = Path(microflow.__file__).parent.parent
     found = set()

@@ -112,7 +112,7 @@ def accept_one_kind_more(patch: Patch) -> None:
     patch.setattr(_chain, "KINDS", _chain.KINDS | {"future"})
 
 
-@removed_by("names are text", lambda patch: patch.setattr(_strict_json, "_check_names", nothing))
+@removed_by("names are text", lambda patch: patch.setattr(_strict_json, "_check_shape", nothing))
 def a_name_that_stands_twice_is_never_acknowledged(folder: Path) -> None:
     """L13."""
     log = memory_log()
@@ -124,7 +124,7 @@ def a_name_that_stands_twice_is_never_acknowledged(folder: Path) -> None:
     assert Fold(bytes_of(log)).chain.next_position == 2, "acknowledged, but no reader accepts it"
 
 
-@removed_by("writers limit the depth", lambda patch: patch.setattr(_strict_json, "_is_too_deep", lambda *_: False))
+@removed_by("writers limit the depth", lambda patch: patch.setattr(_strict_json, "_check_shape", nothing))
 def a_line_too_deep_for_some_reader_is_never_acknowledged(folder: Path) -> None:
     """L13, L15: a reader whose stack is nearly full must not meet it."""
     value: Any = 1

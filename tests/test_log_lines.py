@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 import zlib
 from typing import Any
 
@@ -138,6 +139,22 @@ def test_a_reader_with_little_stack_left_raises_and_takes_no_line_for_dead():
             assert stand(depth) is not None
         except RecursionError:
             break
+
+
+@pytest.mark.parametrize("present", ["missing", "other arguments", "other answers"])
+def test_lines_are_the_same_where_python_has_no_encoder_in_the_form_that_we_know(monkeypatch, present):
+    """L15: also on another implementation of Python, and on a later one."""
+    module = types.SimpleNamespace(encode_basestring_ascii=json.encoder.encode_basestring_ascii)
+    if present != "missing":
+        makers = {"other arguments": lambda: None, "other answers": lambda *_: lambda value, level: ["{}"]}
+        module.c_make_encoder = makers[present]
+    monkeypatch.setattr(_strict_json, "json_encoder", module)
+    bodies = [state(text="käse \x7f", more={"a": [1, 2.5, None, True]})]
+    expected = encode_bodies(bodies)
+    plain = _strict_json._make_encoder()
+    assert plain is not _strict_json._to_text
+    monkeypatch.setattr(_strict_json, "_to_text", plain)
+    assert encode_bodies(bodies) == expected
 
 
 @pytest.mark.parametrize("bodies", [[], [{}], [{"k": "unknown"}], [{"k": 5, "o": 1}], [state(), {"k": None}]])

@@ -211,7 +211,7 @@ def lock(descriptor: int, patience: float | None = None) -> None:
             deadline = now + (PATIENCE if patience is None else patience)
         if now >= deadline:
             raise TimeoutError(errno.ETIMEDOUT, "the lock is held by another process")
-        jitter = 0.5 + os.urandom(1)[0] / 255  # or those who collided once would collide again
+        jitter = (1 + os.urandom(1)[0] / 255) / 2  # or those who collided once would collide again
         time.sleep(min(pause * jitter, deadline - now))
         pause = min(pause * 2, _LONGEST_PAUSE)
 

@@ -284,6 +284,7 @@ class Chain:
         return bodies[index] if len(bodies) > index and bodies[index]["k"] == "claim" else None
 
     def is_void(self, epoch: int | None, bodies: Sequence[Body]) -> bool:
+        """Whether a line at the next position would change nothing, because of its claim number."""
         if self.claim_in(bodies) is not None:
             return epoch != self.epoch + 1
         return epoch is not None and epoch != self.epoch

@@ -86,8 +86,11 @@ def decode(text: str) -> Any:
 
     A RecursionError can only mean that the caller's stack is nearly full; it says nothing about the text.
     """
-    if not text.isprintable() or _is_too_deep(text):
-        raise ValueError("bytes outside of 0x20 to 0x7E, or nested too deep")
+    # json itself takes no control characters but these four: DEL in strings, the others between values
+    if not text.isascii() or "\x7f" in text or "\t" in text or "\r" in text or "\n" in text:
+        raise ValueError("bytes outside of 0x20 to 0x7E")
+    if _is_too_deep(text):
+        raise ValueError(f"nested more than {MAXIMUM_DEPTH} deep")
     try:
         value, end = _from_text(text)
     except ValueError:

@@ -376,8 +376,10 @@ class BaseFlowRunEngine(Generic[R]):
             except Exception as failure:  # user code: the run's outcome, not ours to judge
                 error = failure
             except BaseException as interrupt:
-                self.handle_crash(interrupt)
-                runner.__exit__(None, None, None)
+                try:
+                    self.handle_crash(interrupt)
+                finally:  # also when the log refuses the state: a runner that is left open leaves its threads behind
+                    runner.__exit__(None, None, None)
                 await settle(self.call_hooks())
                 raise
             if runner.is_idle():

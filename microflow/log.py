@@ -91,7 +91,8 @@ a run that was never created (its creator was killed), unless it is CORRUPT.
 
 How a line is appended (:meth:`Log.append`)
 -------------------------------------------
-1. Encode the records. Fold what others wrote meanwhile. Neither needs the lock.
+1. Encode the records; for a request, of which many may wait at once, fold what others wrote meanwhile. Neither
+   needs the lock.
 2. Lock. Fold again up to the end of the file. CORRUPT or too new: raise, never write.
 3. If there is a tail: write one LF, then fold again, for the tail may have been a whole line.
 4. Is the epoch still the writer's (else Fenced), the position the expected one (else Conflict)?
@@ -226,7 +227,8 @@ class Log:
             self._check_poison()
             try:
                 self._open(writable=True, create=expect == 0, look=bodies[0]["k"] == "claim")
-                self._fold()  # once without the lock, so that many who wait do not read under it
+                if epoch is None:
+                    self._fold()  # once without the lock, so that many who wait do not read under it
                 try:
                     self._lock()
                     end = self._fold_and_seal()

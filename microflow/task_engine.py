@@ -402,10 +402,10 @@ class BaseTaskRunEngine(Generic[R]):
         """Give what an earlier execution of the flow run recorded, without running or appending."""
         if ended.state_details.returned_state:
             self._value = Value(cast("R", ended))
-        elif ended.is_completed():
-            self._value = ended.data
-        else:
+        elif isinstance(ended.data, BaseException):
             self._raised = ended.data
+        else:  # also of a FAILED run: the states that it returned, as its caller got them then
+            self._value = ended.data
 
     def result(self, raise_on_failure: bool = True) -> R | BaseException | None:
         """The value that the function returned, else the exception that it raised, raised or given back."""

@@ -18,6 +18,7 @@ from microflow.exceptions import (
     CancelledRun,
     CrashedRun,
     FailedRun,
+    NoSpace,
     PausedRun,
     SignatureMismatchError,
     UnfinishedRun,
@@ -604,3 +605,23 @@ class TestRunFlow:
 
         state: Any = flow(lambda: {"future": Done(uuid4())})()
         assert state["future"].result(_sync=True) == 4
+
+    def test_an_interrupt_whose_crash_cannot_be_recorded_leaves_no_thread_of_the_runner(self, monkeypatch):
+        store = current_client().store
+        append = store.append
+
+        def refuse(run_id, bodies, **options):
+            if any(body.get("type") == "CRASHED" for body in bodies):
+                raise NoSpace("no space is left")
+            return append(run_id, bodies, **options)
+
+        monkeypatch.setattr(store, "append", refuse)
+
+        @flow
+        def interrupted():
+            task(lambda: 1).submit().result()
+            raise KeyboardInterrupt
+
+        with pytest.raises(NoSpace):
+            interrupted()
+        assert not [each for each in threading.enumerate() if each.name.startswith("microflow")]

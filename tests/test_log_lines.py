@@ -210,6 +210,14 @@ def test_a_line_is_read_whatever_else_it_says_but_not_with_another_checksum():
     assert parse_line(sealed(GOOD) + b"x") is None
 
 
+def test_no_control_character_is_taken_anywhere():
+    """L15: 0x20 to 0x7E, in strings, in names and between values."""
+    for code in [*range(0x20), *range(0x7F, 0x100)]:
+        for text in (f'["{chr(code)}"]', f'{{"{chr(code)}":1}}', f"[1,{chr(code)}2]"):
+            with pytest.raises(ValueError):
+                _strict_json.decode(text)
+
+
 def test_what_follows_the_value_makes_no_json():
     with pytest.raises(ValueError, match="follows"):
         _strict_json.decode("[1] 2")

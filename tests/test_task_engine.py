@@ -758,3 +758,9 @@ class TestEngine:
 
     def test_the_blocking_engine_does_not_need_asyncio(self):
         assert run_task_sync(task(lambda: 1)) == 1
+
+    def test_returned_states_of_which_one_failed_are_handed_back_as_they_were_given(self):
+        states = [Failed(message="no"), Completed(data=1)]
+        engine: Any = SyncTaskRunEngine(task(lambda: states))
+        engine._hand_back(Failed(data=states))
+        assert engine.result() == states

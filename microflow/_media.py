@@ -129,6 +129,10 @@ class FileMedium:
         if descriptor >= 0:
             _files.close(descriptor)
 
+    def __del__(self) -> None:  # a store that is dropped closes its files
+        if self._descriptor >= 0:
+            self.rest()
+
     def explain(self, error: OSError) -> Exception:
         if isinstance(error, FileNotFoundError):
             return ObjectNotFound(f"there is no log {self.location}")

@@ -200,8 +200,12 @@ class Pool:
 
     def join(self) -> None:
         """Wait until every started job has ended and every thread of the pool is gone."""
-        for thread in list(self._threads):
-            thread.join()
+        try:
+            for thread in list(self._threads):
+                thread.join()
+        finally:  # also when Ctrl-C ends the wait: a loop that nobody stops would keep the process for ever
+            for loop_thread in self._loops:
+                loop_thread.end_when_done()
         for loop_thread in self._loops:  # grows meanwhile when a job on one of them blocks
             loop_thread.close()
 
@@ -262,6 +266,7 @@ class LoopThread:
 
         self._loop = asyncio.new_event_loop()
         self._tasks: set[Any] = set()
+        self._ending = False
         self.thread = threading.Thread(target=self._loop.run_forever, name=name)
         self.thread.start()
 
@@ -275,8 +280,8 @@ class LoopThread:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def close(self) -> None:
-        """Wait for what runs, then end the loop and its thread."""
+    def end_when_done(self) -> None:
+        """Have the loop stop by itself, and its thread end, once what runs on it has ended."""
         import asyncio  # only a loop thread comes here
 
         async def finish() -> None:
@@ -284,8 +289,14 @@ class LoopThread:
                 await asyncio.wait(list(self._tasks))
             await self._loop.shutdown_asyncgens()
             await self._loop.shutdown_default_executor()
+            self._loop.stop()
 
-        asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        if not self._ending:
+            self._ending = True
+            asyncio.run_coroutine_threadsafe(finish(), self._loop)
+
+    def close(self) -> None:
+        """Wait for what runs, then end the loop and its thread."""
+        self.end_when_done()
         self.thread.join()
         self._loop.close()

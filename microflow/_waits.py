@@ -150,10 +150,22 @@ class AsyncioWaits:
         await completion_of(thing)
 
     async def block(self, fn: Callable[..., T], *args: Any) -> T:
-        """Call `fn` in a thread of the loop's pool, so that the disk does not stall the loop."""
+        """Call `fn` in a thread of the loop's pool, so that it does not stall the loop. A cancellation is
+        passed on when `fn` has returned: nothing of ours goes on behind the caller's back (I10)."""
         import asyncio  # loaded only by runs that already use it
 
-        return await asyncio.to_thread(fn, *args)  # in this run's context: its slot is given back there
+        # to_thread takes this run's context along: its slot is given back there
+        call = asyncio.ensure_future(asyncio.to_thread(fn, *args))
+        cancelled: asyncio.CancelledError | None = None
+        while not call.done():
+            try:
+                await asyncio.wait([call])
+            except asyncio.CancelledError as signal:
+                cancelled = signal
+        value = call.result()
+        if cancelled is not None:
+            raise cancelled
+        return value
 
 
 async def completion_of(thing: Waitable) -> None:

@@ -37,7 +37,7 @@ from .client.live import Answer, LiveRun
 from .client.objects import TaskRun, new_run_id
 from .client.orchestration import SyncClient, current_client
 from .context import FlowRunContext, TaskRunContext, current_tags
-from .exceptions import Abort, LogError, ObjectNotFound, Pause, StorageError, UpstreamTaskError
+from .exceptions import Abort, LogError, MicroflowException, ObjectNotFound, Pause, StorageError, UpstreamTaskError
 from .futures import RunFuture, resolve_argument, resolve_futures_to_states
 from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, flow_run_logger
 from .serializers import fingerprint
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
     from .client.objects import FlowRun
     from .flows import Flow
+    from .task_runners import TaskRunner
 
 R = TypeVar("R")
 ReturnType = Literal["result", "state"]
@@ -118,9 +119,31 @@ class Tracking:
 
     def end(self, state: State[Any]) -> None:
         """Record the child's final state in the parent; dying before it, the child's own log has it."""
-        if self.call.task_run.state is not None and self.call.task_run.state.is_final():
-            return
         self._append(State(state.type, name=state.name, message=state.message, data=state.data))
+
+    def claimed_again(self) -> None:
+        """Record that the child runs again, if its end was recorded before."""
+        if self.call.task_run.state is not None and self.call.task_run.state.is_final():
+            self._append(Running())
+
+    def replace_child(self) -> None:
+        """Take a new child: the old one completed, but its value is gone. Precedes the new child's log."""
+        self.child_id = self.call.task_run.child_flow_run_id = new_run_id()
+        self.call.task_run.recorded = False
+        self._append(Pending())
+
+    def usable_end(self, recorded: State[Any] | None, dropped: set[str]) -> State[Any] | None:
+        """The end that the child's own log holds, if it can be handed back: a value that was kept and can be
+        rebuilt, or a failure that no operator's claim of the parent `dropped`."""
+        if recorded is None or not (recorded.is_completed() or recorded.is_failed()):
+            return None
+        if recorded.is_failed():
+            return None if self.call.task_run.text in dropped else recorded
+        try:
+            recorded.read_result()
+        except MicroflowException:
+            return None
+        return recorded
 
     def _append(self, state: State[Any]) -> None:
         tracking = self.call.task_run
@@ -226,7 +249,10 @@ class BaseFlowRunEngine(Generic[R]):
         state = exception_to_crashed_state(error)
         self._log(ERROR, "Crash detected! %s", state.message)
         self._raised = error
-        self.set_state(state, force=True)
+        try:
+            self.set_state(state, force=True)
+        except (LogError, StorageError) as refused:  # the interrupt goes on; readers see a run without an owner
+            self._log(ERROR, "The crash could not be recorded", error=refused)
 
     async def _call_hooks(self, state: State[Any] | None = None) -> None:
         """Run the hooks of the present state, in order. What they raise is logged (invariant I7)."""
@@ -262,20 +288,10 @@ class BaseFlowRunEngine(Generic[R]):
         if tracking.call.ended is not None:
             return tracking.call.ended
         tracking.begin()
-        child_id = str(tracking.child_id)
         if tracking.call.again:
-            try:
-                child = self.client.fold(child_id)
-                recorded = child.flow_run.state
-                if recorded is not None and (recorded.is_completed() or recorded.is_failed()):
-                    tracking.end(recorded)
-                    return recorded
-                # who took the parent from a stopped process takes the child from the same process
-                steal = child.owner in context.live.run.former_owners
-                self.live = self.client.claim(child_id, force=True, steal=steal)
-                return None
-            except ObjectNotFound:  # the parent died before the child's first line: create it now
-                pass
+            ended = self._adopt_child(tracking, context.live)
+            if ended is not None or self.live is not None:
+                return ended
         run = self.client.new_flow_run(
             self.flow,
             id=tracking.child_id,
@@ -286,6 +302,25 @@ class BaseFlowRunEngine(Generic[R]):
         )
         self.live = self.client.start(run, self.flow, self.parameters or {}, Pending(), own=True)
         return None
+
+    def _adopt_child(self, tracking: Tracking, parent: LiveRun) -> State[Any] | None:
+        """Go on with the child of an earlier execution: its end, if that can be handed back, else claim it."""
+        try:
+            child = self.client.fold(str(tracking.child_id))
+        except ObjectNotFound:  # the parent died before the child's first line: create it now
+            return None
+        recorded = child.flow_run.state
+        ended = tracking.usable_end(recorded, parent.run.dropped)
+        if ended is not None:
+            tracking.end(ended)
+        elif recorded is not None and recorded.is_completed():
+            tracking.replace_child()
+        else:
+            # who took the parent from a stopped process takes the child from the same process
+            steal = child.owner in parent.run.former_owners
+            self.live = self.client.claim(str(tracking.child_id), force=True, steal=steal)
+            tracking.claimed_again()
+        return ended
 
     @contextmanager
     def initialize_run(self) -> Iterator[State[Any] | None]:
@@ -379,13 +414,10 @@ class BaseFlowRunEngine(Generic[R]):
                 try:
                     self.handle_crash(interrupt)
                 finally:  # also when the log refuses the state: a runner that is left open leaves its threads behind
-                    runner.__exit__(None, None, None)
+                    await self._leave(runner)
                 await settle(self.call_hooks())
                 raise
-            if runner.is_idle():
-                runner.__exit__(None, None, None)
-            else:
-                await self.waits.block(runner.__exit__, None, None, None)
+            await self._leave(runner)
             if error is not None:
                 await settle(self.handle_exception(error))
             else:
@@ -394,6 +426,12 @@ class BaseFlowRunEngine(Generic[R]):
                 await self.waits.block(live.sync)
             if not self.is_running() and self.state.name != "AwaitingRetry":
                 await settle(self.call_hooks())
+
+    async def _leave(self, runner: TaskRunner[Any]) -> None:
+        if runner.is_idle():
+            runner.__exit__(None, None, None)
+        else:  # joins what runs, which may be what the loop itself has to serve
+            await self.waits.block(runner.__exit__, None, None, None)
 
     async def _settled(self, result: Any) -> Any:
         """What the body returned, with the final states of its futures in their place."""

@@ -346,9 +346,11 @@ class Log:
 
     def _check_fence(self, epoch: int | None) -> None:
         if epoch is not None and self._chain.epoch > epoch:
+            chain = self._chain
+            holder = f"of process {chain.owner_pid} on {chain.owner_host}" if chain.owner else "which has ended since"
             raise Fenced(
                 f"this process lost run {self.run_id}: its claim was number {epoch}, the current one is number "
-                f"{self._chain.epoch}, of process {self._chain.owner_pid} on {self._chain.owner_host}"
+                f"{chain.epoch}, {holder}"
             )
 
     def _account(self, line: bytes, epoch: int | None, bodies: Sequence[Body]) -> None:

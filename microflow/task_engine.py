@@ -34,11 +34,12 @@ from ._waits import AsyncioWaits, BlockingWaits, Waits, finish, now_us, settle, 
 from .calls import Call, new_call
 from .client.live import Answer
 from .context import TaskRunContext
-from .exceptions import Abort, MicroflowException, Pause, UpstreamTaskError
+from .exceptions import Abort, CancelledRun, LogError, MicroflowException, Pause, StorageError, UpstreamTaskError
 from .futures import RunFuture, resolve_argument
 from .logging import DEBUG, ERROR, INFO, TASK_RUNS, RunLogger, task_run_logger
 from .states import (
     AwaitingRetry,
+    Cancelled,
     Failed,
     Pending,
     Retrying,
@@ -61,10 +62,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 ReturnType = Literal["result", "state"]
-
-
-class TaskRunTimeoutError(TimeoutError):
-    """A task run took longer than its ``timeout_seconds``."""
 
 
 # -------------------------------------------------------------------------------------------- the engine
@@ -207,7 +204,10 @@ class BaseTaskRunEngine(Generic[R]):
         self._log(ERROR, "Crash detected! %s", state.message)
         self._raised = error
         if self.task_run is not None and (self.task_run.state is None or not self.state.is_final()):
-            self.set_state(state, force=True)
+            try:
+                self.set_state(state, force=True)
+            except (LogError, StorageError) as refused:  # the interrupt goes on all the same
+                self._log(ERROR, "The crash could not be recorded", error=refused)
 
     async def _handle_retry(self, failure: Exception | State[Any]) -> bool:
         """Put the run into Retrying, or AwaitingRetry when there is a delay, if a retry is left and wanted."""
@@ -354,16 +354,10 @@ class BaseTaskRunEngine(Generic[R]):
     def run_context(self) -> Iterator[Any]:
         """What is current while an attempt runs."""
         assert self.task_run is not None
-        if self.is_cancelled():
-            from asyncio import CancelledError  # only a cancelled run needs the class
-
-            raise CancelledError("Task run cancelled by the task runner")
         context = self._call.flow_context if self._call is not None else None
         client = None if context is None else context.client
         with TaskRunContext(self.task, self.task_run, self.parameters, client):
             yield self
-
-    setup_run_context = run_context
 
     async def _call_task_fn(self) -> Any:
         args, kwargs = self.task.parameters.call_arguments(self.parameters)
@@ -379,13 +373,24 @@ class BaseTaskRunEngine(Generic[R]):
             if self._call is not None and self._call.ended is not None:
                 self._hand_back(self._call.ended)
                 return
-            if not await self._prepare():
+            if not await self._prepare() or await self._is_cancelled_now():
                 return
             await settle(self.begin_run())
             while self.is_running():
                 await settle(self.wait_until_ready())
+                if await self._is_cancelled_now():
+                    return
                 await self._attempt()
             await settle(self.call_hooks())
+
+    async def _is_cancelled_now(self) -> bool:
+        """Record CANCELLED, in place of an attempt, if the runner asked the run to stop."""
+        if not self.is_cancelled():
+            return False
+        message = "The run was cancelled by its task runner before it started."
+        await self._set_final_state(Cancelled(message=message), force=True)
+        self._raised = CancelledRun(message)
+        return True
 
     async def _attempt(self) -> None:
         with self.run_context():

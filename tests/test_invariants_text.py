@@ -42,7 +42,7 @@ STATE_SETTERS = {
 }
 APPENDERS = {
     "client.live.LiveRun._transition": "every transition",
-    "client.live.LiveRun.release": "a release, no state",
+    "client.live.LiveRun._append_release": "a release, no state",
     "client.orchestration.SyncClient.start": "the first line of a run",
     "client.orchestration.SyncClient._append_claim": "a claim",
 }
@@ -88,7 +88,6 @@ OURS_TO_AWAIT = {"settle", "resolve_argument"}
 ASYNCIO = {
     "_waits": "AsyncioWaits, and what carries a coroutine to a loop",
     "_pool": "loop threads",
-    "task_engine": "the class CancelledError",
     "cli": "a coroutine flow's loop",
 }
 

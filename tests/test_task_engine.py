@@ -16,7 +16,7 @@ from microflow import allow_failure, flow, task
 from microflow._arguments import opaque, quote
 from microflow.client.orchestration import current_client
 from microflow.context import FlowRunContext, TaskRunContext
-from microflow.exceptions import Abort, FailedRun, MicroflowException, MissingResult, UpstreamTaskError
+from microflow.exceptions import Abort, CancelledRun, FailedRun, MicroflowException, MissingResult, UpstreamTaskError
 from microflow.futures import ConcurrentFuture
 from microflow.states import (
     Cancelled,
@@ -27,6 +27,7 @@ from microflow.states import (
     Pending,
     Running,
     State,
+    Value,
 )
 from microflow.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine, run_task, run_task_sync
 from tests.support import (
@@ -746,14 +747,16 @@ class TestEngine:
         assert run(run_task(made, task_run_id=recorded.id, parameters={"x": 2})) == 3
 
     @both
-    def test_a_set_cancel_event_crashes_the_run_before_its_body(self, colour: Colour):
+    def test_a_set_cancel_event_cancels_the_run_in_place_of_its_body(self, colour: Colour):
         import threading
 
         event, called = threading.Event(), Witness()
         event.set()
         made = colour.task(lambda: called.saw("body"))
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(CancelledRun):
             run(run_task(made, context={"cancel_event": event}))
+        state = run(run_task(made, context={"cancel_event": event}, return_type="state"))
+        assert state.is_cancelled()
         assert not called
 
     def test_the_blocking_engine_does_not_need_asyncio(self):
@@ -762,5 +765,5 @@ class TestEngine:
     def test_returned_states_of_which_one_failed_are_handed_back_as_they_were_given(self):
         states = [Failed(message="no"), Completed(data=1)]
         engine: Any = SyncTaskRunEngine(task(lambda: states))
-        engine._hand_back(Failed(data=states))
+        engine._hand_back(Failed(data=Value(states)))
         assert engine.result() == states

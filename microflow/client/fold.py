@@ -126,7 +126,7 @@ def _input_of(kind: str, text: str) -> Any:
 class TaskHistory:
     """The records of one task run as they were read, with the claim number of the last."""
 
-    __slots__ = ("created", "epoch", "flow_run_count", "names", "states")
+    __slots__ = ("caught_up", "created", "epoch", "flow_run_count", "names", "states")
 
     def __init__(self, created: dict[str, Any], flow_run_count: int) -> None:
         self.created = created
@@ -135,6 +135,8 @@ class TaskHistory:
         self.epoch = 0
         #: how often the flow run had entered RUNNING when this run was created or last entered it
         self.flow_run_count = flow_run_count
+        #: whether records were folded that the live object of this run has not seen
+        self.caught_up = False
 
     @property
     def last(self) -> dict[str, Any] | None:
@@ -221,7 +223,11 @@ class Run:
                 task.flow_run_count = self.flow_run.run_count
 
     def _task(self, data: dict[str, Any], record: Record) -> None:
-        self.tasks[data["run"]] = TaskHistory(data, self.flow_run.run_count)
+        history = self.tasks.get(data["run"])
+        if history is None:
+            self.tasks[data["run"]] = TaskHistory(data, self.flow_run.run_count)
+        else:  # recorded once more, after an interrupt, or for another child
+            history.created = data
 
     def _rename(self, data: dict[str, Any], record: Record) -> None:
         if "run" not in data:

@@ -13,9 +13,11 @@ when a store takes its own; nobody takes it while holding a store's.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from .._waits import now_us, to_datetime
 from ..events import Record
@@ -23,12 +25,11 @@ from ..exceptions import Conflict, Fenced
 from ..results import KeptResult, keep
 from ..states import AwaitingRetry, State, StateType
 from ..transitions import flow_verdict, task_verdict
-from .fold import Run, TaskHistory, state_record, task_record
+from .fold import Run, TaskHistory, state_of, state_record, task_record
 from .objects import FINAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from uuid import UUID
 
     from ..stores import Store
     from .objects import FlowRun, TaskRun
@@ -89,6 +90,7 @@ class LiveRun:
         self.epoch = run.epoch if token is not None else None
         self.live: dict[UUID, TaskRun] = {}
         self.handed_back = 0
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._calls: dict[bytes, int] = {}
 
@@ -127,7 +129,7 @@ class LiveRun:
     def _judge(self, state: State[Any], force: bool) -> Answer:
         """Look the proposal up in the table; ``state`` of the answer is what is to be appended."""
         flow_run, present = self.flow_run, self.flow_run.state
-        cell = "A" if force else flow_verdict(present, state)
+        cell = "A" if force and not _too_late(state, present) else flow_verdict(present, state)
         if cell == "O":
             cell = "A" if self.token is not None and present is not None and not present.is_running() else "R"
         if cell == "F":
@@ -170,22 +172,33 @@ class LiveRun:
     def release(self) -> None:
         """Let go of the run: append the owner's release unless one stands, and forget the open log. Dying
         before the append is harmless: a dead owner's claim is as good as released."""
+        if self._pid != os.getpid():
+            return
         token, self.token = self.token, None
         if token is None:
             return
         try:
             with self._lock:
-                if self.run.owner is not None:
-                    run, body = self.run, self._release()
-                    run.position = self.store.append(self.run_id, [body], expect=run.position, epoch=self.epoch)
-        except (Conflict, Fenced):  # a request came in between, or a claim; the owner's lock goes away all the same
+                self._append_release()
+        except Fenced:  # somebody took the run meanwhile
             pass
         finally:
             self.store.disown(token)
             self.store.close(self.run_id)
 
+    def _append_release(self) -> None:
+        while self.run.owner is not None:
+            run, body = self.run, self._release()
+            try:
+                run.position = self.store.append(self.run_id, [body], expect=run.position, epoch=self.epoch)
+                return
+            except Conflict:  # a request came in between
+                self._catch_up()
+
     def abandon(self) -> None:
         """Forget the run without a word in its log: the store refused the last append, or fenced us."""
+        if self._pid != os.getpid():
+            return
         token, self.token = self.token, None
         if token is not None:
             self.store.disown(token)
@@ -210,10 +223,14 @@ class LiveRun:
         state = states[-1]
         result = _kept(state, self.run_id, self.store, task_run.task_key, self.keep_results)
         flow_run = self.flow_run
+        entering = [(task_run, states)]
 
         def decide() -> tuple[Answer, list[dict[str, Any]]]:
+            self._take_in(task_run)
             present = task_run.state
-            cell = "A" if force else task_verdict(present, state)
+            if task_run.recorded:  # what comes before the last state creates the run
+                entering[0] = (task_run, states[-1:])
+            cell = "A" if force and not _too_late(state, present) else task_verdict(present, state)
             if cell != "A":
                 status = Answer.ABORT if cell == "B" else Answer.REJECT
                 return Answer(status, present, f"a task run in state {present} cannot go to {state.type.value}"), []
@@ -223,15 +240,35 @@ class LiveRun:
             if renamed and task_run.recorded:
                 bodies.append({"k": "rename", "run": run_id, "name": task_run.name})
             at = 0 if present is None else present.at
-            for each in states:
+            for each in entering[0][1]:
                 if each.at <= at:
                     each.at = at + 1
                 at = each.at
                 bodies.append(state_record(each, run_id, result if each is state else None))
             return Answer(Answer.ACCEPT, state), bodies
 
-        answer: Answer = self._transition(decide, [(task_run, states)])
+        answer: Answer = self._transition(decide, entering)
         return answer
+
+    def _take_in(self, task_run: TaskRun) -> None:
+        """Bring the object up to what the fold knows of it: an interrupt may have fallen between an append and its
+        being made so in memory, and the next append finds that out by a Conflict."""
+        history = self.run.tasks.get(task_run.text) if self.run.tasks else None
+        if history is None or not history.caught_up:
+            return
+        history.caught_up = False
+        task_run.recorded = True
+        for state in self.run.task_states(task_run.text):
+            if task_run.state is None or state.at > task_run.state.at:
+                task_run.enter(state)
+
+    def _take_in_state(self, record: dict[str, Any]) -> None:
+        history = self.run.tasks.get(record["run"])
+        if history is not None:
+            history.caught_up = True
+        task_run = self.live.get(UUID(record["run"]))
+        if task_run is not None and (task_run.state is None or record["at"] > task_run.state.at):
+            task_run.enter(state_of(record, self.flow_run.id, task_run.id, self.store))
 
     def create_tasks(self, created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> None:
         """Create many task runs, :data:`BATCH` to a line. Precedes their being submitted: dying before it,
@@ -267,6 +304,7 @@ class LiveRun:
     ) -> Any:
         """Decide, append, make it so in memory, publish. Decides again after a Conflict. `entering` are the task
         runs that the transition is about, with their new states."""
+        self._check_process()
         while True:
             with self._lock:
                 answer, bodies = decide()
@@ -305,6 +343,9 @@ class LiveRun:
         reading.check()
         self.run.fold(reading.records)
         self.run.position = reading.position
+        for record in reading.records:
+            if record.kind == "state" and "run" in record.data:
+                self._take_in_state(record.data)
 
     def refresh(self) -> None:
         """Fold what other processes appended since the last append or refresh."""
@@ -316,6 +357,14 @@ class LiveRun:
         if bus.has_subscribers(self.run_id):
             now, epoch = now_us(), self.epoch
             bus.publish([Record(self.run_id, position, epoch, now, body["k"], body) for body in bodies])
+
+    def _check_process(self) -> None:
+        """A child made by fork holds a copy of this object, but not the run (I12)."""
+        if self._pid != os.getpid():
+            raise Fenced(
+                f"process {os.getpid()} was forked from {self._pid}, which owns flow run {self.run_id}; "
+                f"a forked child cannot append to its parent's run"
+            )
 
     @property
     def must_sync(self) -> bool:
@@ -351,12 +400,20 @@ class LiveRun:
             self.handed_back += 1
 
 
+def _too_late(state: State[Any], present: State[Any] | None) -> bool:
+    """Whether a crash is to be recorded of a run that has ended: an interrupt after a final state changes nothing
+    (I5), also when it fell between the append of that state and the moment when memory had it."""
+    return state.type is StateType.CRASHED and present is not None and present.type in FINAL
+
+
 def _parts(created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> Iterator[list[Any]]:
     """Cut what is to be created into parts that each fit into a line."""
     part: list[Any] = []
     weight = 0
     for each in created:
-        own_weight = 1 + sum(map(len, each[0].task_inputs.values()))
+        task_run = each[0]
+        text = len(task_run.name) + sum(map(len, task_run.tags)) + sum(map(len, task_run.task_inputs))
+        own_weight = 1 + text // 60 + sum(map(len, task_run.task_inputs.values()))
         if part and weight + own_weight > BATCH:
             yield part
             part, weight = [], 0

@@ -24,11 +24,13 @@ FINAL = TERMINAL_STATES
 
 
 def new_run_id() -> UUID:
-    """A fresh run id: 48 bits of wall clock in milliseconds, then random (RFC 9562, version 7), so that
-    a sorted listing is chronological. Drawn when asked for, never at import: a process image may be cloned."""
-    tail = int.from_bytes(os.urandom(10), "big")
-    number = (time.time_ns() // 1_000_000) << 80 | 7 << 76 | (tail >> 66 << 64 & 0xFFF << 64) | 2 << 62
-    return UUID(int=number | tail & (1 << 62) - 1)
+    """A fresh run id: 48 bits of wall clock in milliseconds, 12 bits of the millisecond's fraction, then random
+    (RFC 9562, version 7, method 3), so that a sorted listing is chronological. Drawn when asked for, never at
+    import: a process image may be cloned."""
+    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+    fraction = nanoseconds * 4096 // 1_000_000
+    random = int.from_bytes(os.urandom(8), "big") & (1 << 62) - 1
+    return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random)
 
 
 def _moment(slot: str, doc: str) -> Any:

@@ -254,7 +254,11 @@ class SyncClient:
 
     def is_alive(self, run: Run) -> bool:
         """Whether the process that owns the run lives."""
-        return run.owner is not None and self.store.is_alive(run.owner)
+        if run.owner is None:
+            return False
+        if any(live.token == run.owner for live in list(self.owned.values())):
+            return run.run_id in self.owned  # a token is the process's: this one knows which runs it still works on
+        return self.store.is_alive(run.owner)
 
     def _seen(self, run: Run) -> FlowRun:
         flow_run = run.flow_run

@@ -194,7 +194,7 @@ def ls_command(options: argparse.Namespace, client: SyncClient) -> int:
             print(f"microflow: {printable(str(problem))}", file=sys.stderr)
             worst = max(worst, _status_of_error(problem))
         if run is not None:
-            found.append((run, run.seen(client.is_alive(run))))
+            found.append((run, _seen(run, client, problem)))
     if options.json:
         print(json.dumps([_report(run, seen) for run, seen in found]))
         return worst
@@ -224,12 +224,20 @@ def _every_run(client: SyncClient) -> Iterator[tuple[Run | None, MicroflowExcept
             yield (run if run.header else None), problem
 
 
+def _seen(run: Run, client: SyncClient, problem: MicroflowException | None) -> State[Any] | None:
+    """The state to show; of a damaged log only the beginning is known, and that is what the message says then."""
+    seen = run.seen(client.is_alive(run))
+    if seen is not None and problem is not None and not run.states[-1].is_final():
+        seen.message = str(problem)
+    return seen
+
+
 def show_command(options: argparse.Namespace, client: SyncClient) -> int:
     """``show RUN``. What stands before a damaged line is shown, then the damage is reported."""
     run, problem = client.fold_what_is_readable(client.find_run_id(options.run))
     if not run.header:
         raise problem or UsageError(f"flow run {run.run_id} holds no records")
-    seen = run.seen(client.is_alive(run))
+    seen = _seen(run, client, problem)
     report = _report(run, seen)
     if options.json:
         print(json.dumps(report))
@@ -241,16 +249,20 @@ def show_command(options: argparse.Namespace, client: SyncClient) -> int:
 
 
 def gc_command(options: argparse.Namespace, client: SyncClient) -> int:
-    """``gc --older-than AGE``. Only runs that ended are deleted; what can be resumed is kept."""
+    """``gc --older-than AGE``. Only runs whose end is on record are deleted: a killed run is kept, it can be
+    resumed. So is a log that cannot be read, which is said."""
     limit = now_us() - int(_seconds(options.older_than) * 1e6)
-    deleted = []
+    deleted, worst = [], COMPLETED
     for run, problem in _every_run(client):
+        if problem is not None:
+            print(f"microflow: {printable(str(problem))}", file=sys.stderr)
+            worst = max(worst, _status_of_error(problem))
         state = None if run is None or problem is not None else run.flow_run.state
         if run is not None and state is not None and state.is_final() and state.at < limit:
             deleted.append(_report(run, state))  # before its result files are gone
             client.delete_flow_run(run.run_id)
     print(json.dumps(deleted) if options.json else f"deleted {len(deleted)} flow run(s)")
-    return COMPLETED
+    return worst
 
 
 # ---------------------------------------------------------------------------------------------------- running

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds for a thread that was told to end to do so; a machine under load needs more than one
 
 
+# Processes that tests start by the hundred are to compile the package once, not each anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--trials",

@@ -182,6 +182,7 @@ def race(place: Place, *, gated: bool) -> None:
     assert place.claims() == claims + 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_i12_of_eight_processes_that_resume_one_run_at_once_one_wins(tmp_path, orphan, trials):
     """I12: one execution of each step that was not on record, one winner, seven losers with status 6 in time."""
@@ -189,6 +190,7 @@ def test_i12_of_eight_processes_that_resume_one_run_at_once_one_wins(tmp_path, o
         race(orphan.copy(tmp_path / f"round-{number}"), gated=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_i12_holds_with_task_bodies_that_last_half_a_second(tmp_path, orphan):
     """I12, with bodies that simply take their time: nobody waits for anybody."""

@@ -235,6 +235,7 @@ def write_until_killed(path: str, number: int, seed: int, say: Callable[[str], N
             epoch = None
 
 
+@pytest.mark.slow
 def test_row_5_kill_9_loses_no_acknowledged_append_and_no_two_claims_share_an_epoch(tmp_path, trials):
     """L13, L5, L3, L6: writers are killed at random moments, in the middle of writes too; others go on."""
     file_log(tmp_path).append([header()], expect=0)
@@ -472,6 +473,7 @@ def race(tmp_path: Path, count: int) -> list[tuple[int, list[str]]]:
     return [child.wait() for child in children]
 
 
+@pytest.mark.slow
 def test_row_17_of_many_processes_that_claim_a_run_at_once_exactly_one_wins(tmp_path, trials):
     """L5: the others are told so by Conflict."""
     store = FileStore(tmp_path)
@@ -531,6 +533,7 @@ def own_and_append(root: Path, run_id: str, say: Callable[[str], None]) -> None:
             raise SystemExit(8) from None
 
 
+@pytest.mark.slow
 def test_row_19_a_stopped_owner_that_is_continued_after_a_takeover_appends_nothing_more(tmp_path, monkeypatch, trials):
     """L6, I12: SIGSTOP, steal, SIGCONT: the zombie gets Fenced at its next append."""
     monkeypatch.setattr(_files, "PATIENCE", 0.02)

@@ -118,6 +118,7 @@ def killed_census(home: Path, witness: Path, moments: list[int], total: int) -> 
     return result, sum(executions.values()) - total
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_census_of_the_standard_library_survives_ten_kills_at_random_moments(tmp_path, trials):
     """I13: the table is that of an unbroken run, and nothing was parsed again whose completion was logged."""
@@ -265,6 +266,7 @@ def script(tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", FLOWS)
 def test_a_flow_killed_at_random_moments_gives_the_result_of_an_unbroken_run(tmp_path, script, trials, name):

@@ -186,7 +186,7 @@ def race(place: Place, *, gated: bool) -> None:
 @pytest.mark.timeout(900)
 def test_i12_of_eight_processes_that_resume_one_run_at_once_one_wins(tmp_path, orphan, trials):
     """I12: one execution of each step that was not on record, one winner, seven losers with status 6 in time."""
-    for number in range(trials(8) - HALF_SECOND_ROUNDS):
+    for number in range(max(1, trials(20) - HALF_SECOND_ROUNDS)):
         race(orphan.copy(tmp_path / f"round-{number}"), gated=True)
 
 

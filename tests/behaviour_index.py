@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The edge cases that no test pins as the lists have them, and why. See ``behaviour_support``."""
+
+from __future__ import annotations
+
+#: area -> number -> how a row of the README's table of differences begins that says what microflow does instead
+DIFFERENT: dict[str, dict[int, str]] = {
+    "task_engine": {},
+    "futures_runners": {},
+    "flows": {},
+}
+
+#: area -> number -> what is left for later, in a few words
+LATER: dict[str, dict[int, str]] = {
+    "task_engine": {},
+    "futures_runners": {},
+    "flows": {},
+}
+
+#: areas whose lists are not worked through yet: their missing numbers are counted, and do not fail
+UNFINISHED = frozenset({"task_engine", "futures_runners", "flows"})

@@ -58,11 +58,13 @@ def append_one(name):
 
 
 def work(who):
-    for number in range(rounds):
+    number = 0
+    while number < rounds or (who == "main" and interrupts <= 10):  # a loaded machine delivers few signals
         name = f"{who}-{number}"
         while not append_one(name):
             pass
         acknowledged.append(name)
+        number += 1
 
 
 def fork():
@@ -101,7 +103,7 @@ def test_row_26_signals_and_forks_during_appends_lose_nothing_and_block_nobody(h
     assert done.returncode == 0, done.stderr
     interrupts, *acknowledged = done.stdout.split()
     assert int(interrupts) > 10, "the storm has to have been one"
-    assert len(acknowledged) == 2 * rounds
+    assert len(acknowledged) >= 2 * rounds
     store = FileStore(tmp_path / "home")
     reading = store.read(RUN).check()
     store.close(RUN)

@@ -67,6 +67,7 @@ FLOORS: dict[str, float] = {
     "input": 5,
     "futures": 5.1,
     "calls": 5.2,
+    "_task_lifecycle": 5.5,
     "_pool": 6,
     "task_engine": 6,
     "flow_engine": 6,

@@ -51,13 +51,16 @@ object. A writer keeps ``,"c":"`` out of ``b`` (it writes that name ``"\\u0063"`
 like a whole one. A reader ignores members beside these six.
 
 A RECORD is an object whose ``k`` is its kind: run, claim, release, state, task, rename, input, note.
-``"o":1`` marks a record that a reader may skip when it does not know the kind. Five things matter here:
+``"o":1`` marks a record that a reader may skip when it does not know the kind. Six things matter here:
 
 * Line 0 starts with ``{"k":"run","format":"microflow","version":1,"reader":1,"writer":1,"id":RUN_ID,…}``.
   ``reader`` and ``writer`` are the versions that one must know to read and to append; this is version 1.
 * A *claim line* has ``claim`` as its first record (on line 0: as its second), with ``owner`` (a token),
   ``pid`` and ``host``, and as ``e`` the epoch before it plus 1. The epoch is 0 before any claim.
 * ``release``, in a line with the current epoch: the owner lets go. Nobody owns the run, the epoch stays.
+* ``note``: what happened around a task run (``run``) without changing its state. ``what`` is ``committed`` (its
+  transaction), ``rolled_back`` (likewise; listed among the states) or ``asset`` (an asset event); a reader ignores
+  others. ``at`` is the time in microseconds.
 * An unknown kind without ``"o":1``, or ``reader`` above 1: the log is too new. What stands before that
   line can be read; nothing is appended.
 * ``writer`` above 1: it can be read; nothing is appended.

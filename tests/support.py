@@ -223,9 +223,10 @@ def task_ids(task_name: str, flow_run_id: object | None = None) -> list[str]:
 
 
 def task_states(task_name: str, flow_run_id: object | None = None) -> list[list[str]]:
-    """For each task run of one task the names of its recorded states."""
+    """For each task run of one task the names of its recorded states, as the client lists them."""
     run = fold(flow_run_id)
-    return [[state.name for state in run.task_states(key)] for key in task_ids(task_name, flow_run_id)]
+    ids = task_ids(task_name, flow_run_id)
+    return [[state.name for state in run.task_states(key, rolled_back=True)] for key in ids]
 
 
 class Dead(StorageError):

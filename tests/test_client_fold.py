@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID, uuid4
@@ -201,14 +202,80 @@ def test_a_state_of_a_task_run_that_was_never_created_is_ignored():
     assert folded(*STARTED, [state("RUNNING", 30, TASK)]).tasks == {}
 
 
-def test_a_rollback_is_a_note_listed_with_the_states():
-    rolled_back = state("COMPLETED", 50, TASK, name="RolledBack")
-    run = folded(*STARTED, [task(), state("FAILED", 40, TASK)], [rolled_back])
-    assert run.task_run(str(TASK)).state_type == "FAILED"
-    assert [each.name for each in run.task_states(str(TASK))] == ["Failed", "RolledBack"]
-    last = run.tasks[str(TASK)].last
-    assert last is not None
-    assert last["type"] == "FAILED"
+def note(what: str, at: object, run: object = str(TASK), **more: Any) -> dict[str, Any]:
+    return {"k": "note", "run": run, "what": what, "at": at, **more}
+
+
+def test_a_rollback_is_a_note_listed_with_the_states_but_is_none_of_them():
+    """Invariant I5: RolledBack is no transition."""
+    run = folded(*STARTED, [task(), state("COMPLETED", 40, TASK)], [note("rolled_back", 50)])
+    history = run.tasks[str(TASK)]
+    assert [each.name for each in run.task_states(str(TASK))] == ["Completed"]
+    listed = run.task_states(str(TASK), rolled_back=True)
+    assert [(each.name, each.type, each.at) for each in listed] == [
+        ("Completed", "COMPLETED", 40),
+        ("RolledBack", "COMPLETED", 50),
+    ]
+    assert (listed[1].state_details.task_run_id, listed[1].state_details.flow_run_id) == (TASK, RUN)
+    assert run.task_run(str(TASK)).state_name == "Completed"
+    assert history.rolled_back
+    assert history.last is not None
+    assert history.last["at"] == 40
+
+
+def test_a_state_that_a_user_called_rolled_back_is_a_state():
+    run = folded(*STARTED, [task(), state("COMPLETED", 40, TASK, name="RolledBack")])
+    assert run.task_run(str(TASK)).state_name == "RolledBack"
+    assert not run.tasks[str(TASK)].rolled_back
+
+
+def test_what_was_committed_is_remembered_until_the_call_is_executed_again():
+    run = folded(*STARTED, [task(), state("COMPLETED", 40, TASK)])
+    assert not run.tasks[str(TASK)].committed
+    folded([note("committed", 50)], run=run)
+    assert run.tasks[str(TASK)].committed
+    assert [each.name for each in run.task_states(str(TASK), rolled_back=True)] == ["Completed"]
+    folded([state("RUNNING", 60, TASK)], run=run)
+    assert not run.tasks[str(TASK)].committed
+
+
+def test_what_was_committed_costs_no_memory():
+    """Budget: 400 bytes for a finished run."""
+
+    def size() -> int:
+        history = run.tasks[str(TASK)]
+        return sum(sys.getsizeof(getattr(history, slot)) for slot in history.__slots__)
+
+    run = folded(*STARTED, [task(), state("COMPLETED", 40, TASK)])
+    before = size()
+    folded([note("committed", 50)], run=run)
+    assert run.tasks[str(TASK)].committed
+    assert size() - before <= 8
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        note("of a later version", 50),
+        note("committed", 50, run=str(UUID(int=99))),
+        note("committed", 50, run=["no id"]),
+        note("rolled_back", "no time"),
+        {"k": "note"},
+    ],
+)
+def test_a_note_that_says_nothing_to_us_is_ignored(strange):
+    run = folded(*STARTED, [task(), state("COMPLETED", 40, TASK)], [strange])
+    history = run.tasks[str(TASK)]
+    assert (run.position, history.committed, history.rolled_back, len(history.states)) == (4, False, False, 1)
+
+
+def test_a_claim_of_an_operator_drops_what_was_rolled_back():
+    """Its effects were undone because a later call failed; that call is run again, and so must this one be."""
+    run = folded(*STARTED, [task(), state("COMPLETED", 40, TASK)], [note("rolled_back", 50)], [state("FAILED", 60)])
+    folded([CLAIM], run=run, epoch=2)
+    assert run.dropped == set()
+    folded([{**CLAIM, "forced": True}], run=run, epoch=3)
+    assert run.dropped == {str(TASK)}
 
 
 def test_a_task_run_keeps_the_number_of_the_flow_attempt_that_it_ran_in():

@@ -591,3 +591,64 @@ def test_only_the_latest_task_runs_outside_of_flows_are_kept(monkeypatch):
     assert tasks.states(runs[0].id) == []
     tasks.propose_task(runs[0], [Running()])  # one that was forgotten goes on
     assert [state.type for state in tasks.states(runs[0].id)] == ["RUNNING"]
+
+
+# ------------------------------------------------------------------------------------- notes
+
+
+def test_a_note_is_appended_and_changes_no_state(client):
+    live = started(client, Running())
+    task_run = new_task(live)
+    live.propose_task(task_run, [Pending(), Running()])
+    live.propose_task(task_run, [Completed(data=Value(1))])
+    present, appended = task_run.state, []
+    live.store.bus.subscribe_log(live.run_id, appended.append)
+    live.note(task_run, "committed")
+    live.note(task_run, "asset", {"event": "a"}, {"event": "b"})
+    live.note(task_run, "rolled_back")
+    assert task_run.state is present
+    assert lines(live)[-3:] == [["note"], ["note", "note"], ["note"]], "one transition is one line"
+    assert [record.data["what"] for record in appended] == ["committed", "asset", "asset", "rolled_back"]
+    history = client.fold(live.run_id).tasks[task_run.text]
+    assert (history.committed, history.rolled_back) == (True, True)
+    assert [state.name for state in client.read_task_run_states(task_run.id)][-2:] == ["Completed", "RolledBack"]
+    assert client.read_task_run(task_run.id).state_name == "Completed"
+    assert [note["event"] for note in client.fold(live.run_id).asset_notes] == ["a", "b"]
+
+
+def test_a_note_comes_after_the_state_that_it_is_about(client):
+    live = started(client, Running())
+    task_run = new_task(live)
+    late = Completed(data=Value(1))
+    late.at += 10_000_000
+    live.propose_task(task_run, [Pending(), Running()])
+    live.propose_task(task_run, [late])
+    live.note(task_run, "rolled_back")
+    states = client.read_task_run_states(task_run.id)
+    assert [state.at for state in states] == sorted({state.at for state in states})
+
+
+def test_a_run_that_was_let_go_of_hears_no_more_notes(client):
+    live = started(client, Running())
+    task_run = new_task(live)
+    live.propose_task(task_run, [Pending(), Running()])
+    client.let_go(live)
+    before = lines(live)
+    live.note(task_run, "committed")
+    assert lines(live) == before
+
+
+def test_a_rollback_outside_of_flows_is_listed_too(client):
+    tasks, task_run = client.tasks, new_task()
+    tasks.note(task_run, "rolled_back")
+    assert tasks.states(task_run.id) == [], "nothing is known of the run"
+    tasks.propose_task(task_run, [Pending(), Running()])
+    tasks.propose_task(task_run, [Completed()])
+    tasks.note(task_run, "committed")
+    tasks.note(task_run, "asset", {"event": "a"})
+    tasks.note(task_run, "rolled_back")
+    assert [state.name for state in client.read_task_run_states(task_run.id)][-2:] == ["Completed", "RolledBack"]
+    assert client.read_task_run(task_run.id).state_name == "Completed"
+    assert [note["event"] for note in tasks.asset_notes(task_run.id)] == ["a"]
+    assert tasks.asset_notes() == tasks.asset_notes(task_run.id)
+    assert tasks.asset_notes(uuid4()) == []

@@ -19,6 +19,7 @@ task     ``run`` (its id) ``name`` ``task`` (key) ``version`` ``source`` (digest
          ``policy`` ``child`` (the flow run that a subflow's tracking run stands for)
 state    ``run`` (absent: the flow run) ``type`` ``name`` ``message`` ``at`` (µs) ``details`` ``result``
 rename   ``run`` (absent: the flow run) ``name``
+note     ``run`` ``what`` ``at`` (µs), and more of what happened: see ``log``. Changes no state
 ======== ===================================================================================================
 """
 
@@ -96,6 +97,19 @@ def state_of(record: dict[str, Any], flow_run_id: UUID, task_run_id: UUID | None
     return state
 
 
+def note_record(run: str, what: str, at: int, more: dict[str, Any]) -> dict[str, Any]:
+    """The record of something that happened around a task run without changing its state."""
+    return {"k": "note", "run": run, "what": what, "at": at, **more}
+
+
+def rolled_back_state(at: int, flow_run_id: UUID | None, task_run_id: UUID) -> State[Any]:
+    """How the note that a run was rolled back is listed among its states."""
+    details = StateDetails(flow_run_id=flow_run_id, task_run_id=task_run_id)
+    state: State[Any] = State(StateType.COMPLETED, name="RolledBack", state_details=details)
+    state.at = at
+    return state
+
+
 def task_record(run: TaskRun, source: str | None) -> dict[str, Any]:
     """The record that creates a task run."""
     record: dict[str, Any] = {"k": "task", "run": run.text, "name": run.name, "task": run.task_key}
@@ -124,9 +138,10 @@ def _input_of(kind: str, text: str) -> Any:
 
 
 class TaskHistory:
-    """The records of one task run as they were read, with the claim number of the last."""
+    """The records of one task run as they were read, with the claim number of the last. A RolledBack stands
+    among ``states``, but as the note that it is."""
 
-    __slots__ = ("caught_up", "created", "epoch", "flow_run_count", "names", "states")
+    __slots__ = ("caught_up", "committed", "created", "epoch", "flow_run_count", "names", "states")
 
     def __init__(self, created: dict[str, Any], flow_run_count: int) -> None:
         self.created = created
@@ -137,11 +152,18 @@ class TaskHistory:
         self.flow_run_count = flow_run_count
         #: whether records were folded that the live object of this run has not seen
         self.caught_up = False
+        #: whether its transaction is on record as committed; otherwise whoever hands the call back commits it again
+        self.committed = False
 
     @property
     def last(self) -> dict[str, Any] | None:
-        """The record of the last state; a RolledBack is a note listed with the states, not one of them."""
-        return next((record for record in reversed(self.states) if record.get("name") != "RolledBack"), None)
+        """The record of the last state."""
+        return next((record for record in reversed(self.states) if record["k"] == "state"), None)
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether its transaction was rolled back after its last state, hooks included."""
+        return bool(self.states) and self.states[-1]["k"] == "note"
 
 
 class Run:
@@ -159,8 +181,10 @@ class Run:
         self.header: dict[str, Any] = {}
         self.states: list[State[Any]] = []
         self.tasks: dict[str, TaskHistory] = {}
-        #: failed calls that an operator's claim dropped: they are run again instead of handed back
+        #: calls that failed or were rolled back before an operator's claim: run again instead of handed back
         self.dropped: set[str] = set()
+        #: the notes about assets, in order
+        self.asset_notes: list[dict[str, Any]] = []
         self._flow_run: FlowRun | None = None
 
     @property
@@ -177,7 +201,7 @@ class Run:
                 apply(self, record.data, record)
             self.position = record.position + 1
 
-    # one method for each kind of record; kinds without one (notes) change nothing
+    # one method for each kind of record; kinds without one change nothing
 
     def _run(self, data: dict[str, Any], record: Record) -> None:
         self.header = data
@@ -203,7 +227,11 @@ class Run:
             self.former_owners.add(self.owner)
         self.owner, self.owner_pid, self.owner_host = data["owner"], data.get("pid"), data.get("host")
         if data.get("forced"):
-            self.dropped.update(key for key, task in self.tasks.items() if task.last and task.last["type"] == "FAILED")
+            self.dropped.update(
+                key
+                for key, task in self.tasks.items()
+                if task.last and (task.last["type"] == "FAILED" or task.rolled_back)
+            )
 
     def _release(self, data: dict[str, Any], record: Record) -> None:
         self.owner = self.owner_pid = self.owner_host = None
@@ -221,6 +249,7 @@ class Run:
             task.epoch = record.epoch or 0
             if data["type"] == "RUNNING":
                 task.flow_run_count = self.flow_run.run_count
+                task.committed = False
 
     def _task(self, data: dict[str, Any], record: Record) -> None:
         history = self.tasks.get(data["run"])
@@ -235,6 +264,18 @@ class Run:
         elif data["run"] in self.tasks:
             self.tasks[data["run"]].names.append(data["name"])
 
+    def _note(self, data: dict[str, Any], record: Record) -> None:
+        what, run_id = data.get("what"), data.get("run")
+        task = self.tasks.get(run_id) if isinstance(run_id, str) else None
+        if task is None or type(data.get("at")) is not int:
+            return
+        if what == "committed":
+            task.committed = True
+        elif what == "rolled_back":
+            task.states.append(data)
+        elif what == "asset":
+            self.asset_notes.append(data)
+
     _BY_KIND: ClassVar[dict[str, Callable[[Run, dict[str, Any], Record], None]]] = {
         "run": _run,
         "claim": _claim,
@@ -242,6 +283,7 @@ class Run:
         "state": _state,
         "task": _task,
         "rename": _rename,
+        "note": _note,
     }
 
     # ------------------------------------------------------------------------------------- what is asked
@@ -265,15 +307,19 @@ class Run:
         )
         task_run.recorded = True
         for state in self.task_states(run_id):
-            if state.name != "RolledBack":
-                task_run.enter(state)
+            task_run.enter(state)
         task_run.flow_run_run_count = task.flow_run_count
         return task_run
 
-    def task_states(self, run_id: str) -> list[State[Any]]:
-        """Every recorded state of a task run, in order."""
-        task_id = UUID(run_id)
-        return [state_of(record, self.flow_run.id, task_id, self.store) for record in self.tasks[run_id].states]
+    def task_states(self, run_id: str, *, rolled_back: bool = False) -> list[State[Any]]:
+        """Every recorded state of a task run, in order; with `rolled_back` that note as well, listed as a state."""
+        task_id, states = UUID(run_id), []
+        for record in self.tasks[run_id].states:
+            if record["k"] == "state":
+                states.append(state_of(record, self.flow_run.id, task_id, self.store))
+            elif rolled_back:
+                states.append(rolled_back_state(record["at"], self.flow_run.id, task_id))
+        return states
 
     def parameters(self) -> dict[str, Any]:
         """The parameters that the run was started with, rebuilt; MissingResult when they were not kept."""

@@ -25,7 +25,7 @@ from ..exceptions import Conflict, Fenced
 from ..results import KeptResult, keep
 from ..states import AwaitingRetry, State, StateType
 from ..transitions import flow_verdict, task_verdict
-from .fold import Run, TaskHistory, state_of, state_record, task_record
+from .fold import Run, TaskHistory, note_record, rolled_back_state, state_of, state_record, task_record
 from .objects import FINAL
 
 if TYPE_CHECKING:
@@ -284,6 +284,22 @@ class LiveRun:
 
             self._transition(decide, [(task_run, (state,)) for task_run, state, _ in part])
 
+    def note(self, task_run: TaskRun, what: str, *more: dict[str, Any]) -> None:
+        """Append that something happened around a task run, which changes no state; one record for each of `more`.
+
+        ``committed`` follows the commit: dying before it, whoever hands the call back commits it again.
+        ``rolled_back`` follows the rollback hooks: dying before it, they are run again by a rollback of the
+        re-execution. ``asset`` follows the final state and tells others: dying before it, the event is lost.
+        A run that this process has let go of meanwhile hears no more notes."""
+        if self.token is None:
+            return
+
+        def decide() -> tuple[None, list[dict[str, Any]]]:
+            at = now_us() if task_run.state is None else max(now_us(), task_run.state.at + 1)
+            return None, [note_record(task_run.text, what, at, each) for each in more or ({},)]
+
+        self._transition(decide)
+
     def _entered(self, task_run: TaskRun, states: Sequence[State[Any]]) -> None:
         task_run.recorded = True
         for state in states:
@@ -436,6 +452,7 @@ class MemoryTasks:
         self._lock = threading.Lock()
         self._runs: OrderedDict[UUID, TaskRun] = OrderedDict()
         self._states: dict[UUID, list[State[Any]]] = {}
+        self._asset_notes: OrderedDict[UUID, list[dict[str, Any]]] = OrderedDict()
 
     def propose_task(
         self,
@@ -460,6 +477,7 @@ class MemoryTasks:
                 if len(self._runs) > self.LIMIT:
                     oldest, _ = self._runs.popitem(last=False)
                     del self._states[oldest]
+                    self._asset_notes.pop(oldest, None)
             for each in states:
                 each.at = max(each.at, at + 1)
                 at = each.at
@@ -473,6 +491,20 @@ class MemoryTasks:
         for task_run, state, _ in created:
             self.propose_task(task_run, (state,))
 
+    def note(self, task_run: TaskRun, what: str, *more: dict[str, Any]) -> None:
+        """Remember what is listed: a rollback and what concerns assets. (What was committed matters to a
+        re-execution only, and there is none outside of flows.)"""
+        with self._lock:
+            states = self._states.get(task_run.id)
+            if states is None:
+                return
+            at = max(now_us(), states[-1].at + 1)
+            if what == "rolled_back":
+                states.append(rolled_back_state(at, None, task_run.id))
+            elif what == "asset":
+                notes = self._asset_notes.setdefault(task_run.id, [])
+                notes.extend(note_record(task_run.text, what, at, each) for each in more)
+
     def sync(self) -> None:
         """Nothing to wait for."""
 
@@ -485,3 +517,9 @@ class MemoryTasks:
         """Its states, in order."""
         with self._lock:
             return list(self._states.get(run_id, ()))
+
+    def asset_notes(self, run_id: UUID | None = None) -> list[dict[str, Any]]:
+        """What was noted about assets, by one run or by all that are remembered."""
+        with self._lock:
+            lists = self._asset_notes.values() if run_id is None else [self._asset_notes.get(run_id, [])]
+            return [note for notes in lists for note in notes]

@@ -319,7 +319,7 @@ class SyncClient:
         if self.tasks.find(key) is not None:
             return self.tasks.states(key)
         for run in self._logs_of(key, flow_run_id):
-            return run.task_states(str(key))
+            return run.task_states(str(key), rolled_back=True)
         raise ObjectNotFound(f"no task run has the id {task_run_id} in {self.store.location}")
 
     def _logs_of(self, task_run_id: UUID, flow_run_id: UUID | str | None) -> Iterable[Run]:

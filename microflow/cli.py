@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _configure_logging(options.log_level)
     try:
-        status: int = options.command(options, _client())
+        status: int = options.command(options, _client() if options.needs_home else None)
         return status
     except KeyboardInterrupt:
         print("microflow: interrupted", file=sys.stderr)
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, command: Any, words: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=words, description=words, parents=[common])
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, needs_home=True)
         return sub
 
     run = add("run", run_command, "run a flow")
@@ -147,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--code", metavar="TARGET", help="where the flow is, if not where it was")
     gc = add("gc", gc_command, "delete flow runs that ended long ago")
     gc.add_argument("--older-than", required=True, metavar="AGE", help="for example 30d, 12h, 90m")
+    vendor = add("vendor", vendor_command, "copy this package into another program, or check a copy")
+    vendor.add_argument("destination", metavar="DEST", help="the folder that holds the copy")
+    vendor.add_argument("--name", default="microflow", help="what the copied package is called (default: %(default)s)")
+    vendor.add_argument("--check", action="store_true", help="only say whether the copy that is there was changed")
+    vendor.set_defaults(needs_home=False)
     return parser
 
 
@@ -263,6 +268,22 @@ def gc_command(options: argparse.Namespace, client: SyncClient) -> int:
             client.delete_flow_run(run.run_id)
     print(json.dumps(deleted) if options.json else f"deleted {len(deleted)} flow run(s)")
     return worst
+
+
+def vendor_command(options: argparse.Namespace, client: None) -> int:
+    """``vendor DEST``, and ``vendor --check DEST``, which fails when the copy was changed."""
+    from .ext import vendor  # hashlib and importlib.resources: for this command alone
+
+    if not options.check:
+        copy = str(vendor.vendor(options.destination, options.name))
+        print(json.dumps({"copy": copy}) if options.json else f"copied to {copy}")
+        return COMPLETED
+    problems = vendor.check(options.destination, options.name)
+    if options.json:
+        print(json.dumps({"problems": problems}))
+    else:
+        print("\n".join(map(printable, problems)) or "unchanged")
+    return FAILED if problems else COMPLETED
 
 
 # ---------------------------------------------------------------------------------------------------- running

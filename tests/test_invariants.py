@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from microflow import _files, _follower, _pool, events, flow, log, stores, task, task_runners
+from microflow._flow_lifecycle import BaseFlowRunEngine
 from microflow.client import live as live_module
 from microflow.client import orchestration
 from microflow.client.objects import FlowRun, TaskRun
 from microflow.client.orchestration import SyncClient, current_client
 from microflow.context import FlowRunContext, TaskRunContext
 from microflow.events import Bus, Record
-from microflow.flow_engine import BaseFlowRunEngine
 from microflow.states import Completed, Failed, Pending, Running, State, StateType, Value
 from microflow.stores import FileStore
 from microflow.task_engine import BaseTaskRunEngine

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 # who may hand a state to the client, and why it is not set_state where it is not
 STATE_SETTERS = {
     "_task_lifecycle.BaseTaskRunEngine.set_state": "the task engine's",
-    "flow_engine.BaseFlowRunEngine.set_state": "the flow engine's",
-    "flow_engine.Tracking._append": "a subflow's tracking run has no engine: its state is the child's",
-    "flow_engine.BaseFlowRunEngine._prepare": "NotReady, before the run begins",
+    "_flow_lifecycle.BaseFlowRunEngine.set_state": "the flow engine's",
+    "_tracking.Tracking._append": "a subflow's tracking run has no engine: its state is the child's",
+    "_flow_lifecycle.BaseFlowRunEngine._prepare": "NotReady, before the run begins",
     "task_runners._Submission.record_cancelled": "a run that no engine ever had",
     "task_runners.ThreadPoolTaskRunner._submit_all": "the creation of runs that no engine has yet",
     "client.live.MemoryTasks.create_tasks": "is propose_task, many times",
@@ -83,7 +83,7 @@ def test_I2_nobody_but_the_client_appends_and_it_does_so_in_four_places():
 
 # ------------------------------------------------------------------------------------------------ I6
 
-SHARED = {"_task_lifecycle": "BaseTaskRunEngine", "flow_engine": "BaseFlowRunEngine"}
+SHARED = {"_task_lifecycle": "BaseTaskRunEngine", "_flow_lifecycle": "BaseFlowRunEngine"}
 OURS_TO_AWAIT = {"settle", "resolve_argument"}
 ASYNCIO = {
     "_waits": "AsyncioWaits, and what carries a coroutine to a loop",

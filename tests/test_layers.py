@@ -70,6 +70,8 @@ FLOORS: dict[str, float] = {
     "_task_lifecycle": 5.5,
     "_pool": 6,
     "task_engine": 6,
+    "_tracking": 5.3,
+    "_flow_lifecycle": 5.5,
     "flow_engine": 6,
     "flow_runs": 6.1,
     "task_runners": 7,

@@ -175,7 +175,7 @@ def test_no_record_is_made_when_its_level_is_off(caplog, monkeypatch):
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("a logger was made for nobody")
 
-    for module in ("microflow._task_lifecycle", "microflow.flow_engine"):
+    for module in ("microflow._task_lifecycle", "microflow._flow_lifecycle"):
         for name in ("task_run_logger", "flow_run_logger"):
             monkeypatch.setattr(f"{module}.{name}", refuse, raising=False)
 

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a flow run.
+
+Goal: as in ``task_engine``, one text for blocking and asyncio flows. A flow run owns its log while it runs:
+its first line creates and claims it, its last one carries the final state together with the owner's release,
+so that no reader finds an ended run with an owner, or a run without one that has not ended.
+
+The order at the end of an attempt, and why:
+
+1. the body returns or raises; futures in what it returned are waited for;
+2. the task runner shuts down: what has not started is CANCELLED, what runs is joined;
+3. the final state is appended. It is the last word of the log, so task runs never end after their flow;
+4. hooks run, then the parent's tracking run gets its final state, then the caller goes on.
+
+An interrupt (Ctrl-C, SystemExit, a cancelled asyncio task) turns 2 and 3 around: CRASHED is recorded at once,
+because whoever interrupts may kill next.
+
+Re-execution: a run that was taken over goes on in RUNNING without a new record; the body runs from the top and
+``calls`` hands back what ended. How a subflow stands in its parent is said in ``_tracking``.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ._arguments import find
+from ._definitions import hook_name
+from ._tracking import Tracking
+from ._waits import Waits, now_us, settle, to_us
+from .client.live import Answer, LiveRun
+from .client.orchestration import SyncClient, current_client
+from .context import FlowRunContext, current_tags
+from .exceptions import Abort, LogError, Pause, StorageError, UpstreamTaskError
+from .futures import RunFuture, resolve_argument, resolve_futures_to_states
+from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, flow_run_logger
+from .states import (
+    Pending,
+    Running,
+    State,
+    StateType,
+    Value,
+    exception_to_crashed_state,
+    exception_to_failed_state,
+    get_state_exception,
+    is_states,
+    return_value_to_state,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .client.objects import FlowRun
+    from .flows import Flow
+    from .task_runners import TaskRunner
+
+R = TypeVar("R")
+
+
+class BaseFlowRunEngine(Generic[R]):
+    """Every rule of a flow run's life."""
+
+    waits: Waits
+
+    # the public steps: plain methods of the blocking engine, coroutines of the other; settle() takes both
+    begin_run: Callable[[], Any]
+    call_flow_fn: Callable[[], Any]
+    call_hooks: Callable[..., Any]
+    handle_success: Callable[[Any], Any]
+    handle_exception: Callable[[Exception], Any]
+
+    def __init__(
+        self,
+        flow: Flow[Any, R],
+        parameters: dict[str, Any] | None = None,
+        flow_run: FlowRun | None = None,
+        wait_for: Any = None,
+        live: LiveRun | None = None,
+        client: SyncClient | None = None,
+    ) -> None:
+        self.flow = flow
+        self.parameters = parameters
+        self.flow_run = flow_run
+        self.wait_for = wait_for
+        self.live = live
+        self.client = client or current_client()
+        self._tracking: Tracking | None = None
+        self._value: Value[Any] | None = None
+        self._raised: BaseException | None = None
+        self._ended: State[Any] | None = None
+
+    # ---------------------------------------------------------------------------------- what it knows
+
+    @property
+    def state(self) -> State[Any]:
+        """The present state of the run."""
+        if self.flow_run is None or self.flow_run.state is None:
+            raise ValueError("the engine has no flow run yet, so there is no state")
+        return self.flow_run.state
+
+    @property
+    def logger(self) -> RunLogger:
+        """The run's logger."""
+        assert self.flow_run is not None
+        return flow_run_logger(self.flow_run)
+
+    def is_running(self) -> bool:
+        """Whether the run is in RUNNING."""
+        return self.flow_run is not None and self.flow_run.state_type is StateType.RUNNING
+
+    # ------------------------------------------------------------------------------------ transitions
+
+    def set_state(self, state: State[Any], force: bool = False) -> Answer:
+        """Propose a state of the run (invariant I2: nothing else appends its states). A final one carries
+        the release of the run, see ``LiveRun.propose``."""
+        assert self.live is not None
+        return self.live.propose(state, force=force, release=not force)
+
+    async def _begin_run(self) -> None:
+        """Enter RUNNING. A run that was taken over while RUNNING is in it already."""
+        while not self.is_running():
+            answer = self.set_state(Running())
+            if answer.status == Answer.WAIT:
+                await self.waits.sleep(answer.seconds)
+            elif answer.status == Answer.ABORT or not self.is_running():
+                raise Abort(f"flow run {self.state} cannot run: {answer.reason}")
+        await settle(self.call_hooks())
+
+    async def _await_retry(self) -> None:
+        due = self.state.state_details.scheduled_time
+        await self.waits.sleep(((to_us(due) or 0) - now_us()) / 1e6)
+        self._log(INFO, "Received non-final state %r, will attempt to run again", self.state.name)
+
+    async def _handle_success(self, result: Any) -> None:
+        terminal = return_value_to_state(result)
+        # the state's own copy, in which a generator is a list
+        self._value = terminal.data if isinstance(terminal.data, Value) and terminal is not result else Value(result)
+        if not terminal.is_final() and not (terminal.is_paused() or terminal.is_cancelling()):
+            error = ValueError(f"the flow returned {terminal}, which is no state that a run can end in")
+            await settle(self.handle_exception(error))
+            return
+        self.set_state(terminal)
+
+    async def _handle_exception(self, error: Exception) -> None:
+        self._raised = error
+        self._log(ERROR, "Encountered exception during execution: %r", error, error=error)
+        self.set_state(exception_to_failed_state(error, message="Flow run encountered an exception:"))
+
+    def handle_crash(self, error: BaseException) -> None:
+        """Record that the run was interrupted; the interrupt goes on to the caller."""
+        if self.flow_run is None or self.live is None or self.live.token is None or self.state.is_final():
+            return
+        state = exception_to_crashed_state(error)
+        self._log(ERROR, "Crash detected! %s", state.message)
+        self._raised = error
+        try:
+            self.set_state(state, force=True)
+        except (LogError, StorageError) as refused:  # the interrupt goes on; readers see a run without an owner
+            self._log(ERROR, "The crash could not be recorded", error=refused)
+
+    async def _call_hooks(self, state: State[Any] | None = None) -> None:
+        """Run the hooks of the present state, in order. What they raise is logged (invariant I7)."""
+        state = state or self.state
+        for hook in self.flow.hooks_for(state.type):
+            name = hook_name(hook)
+            self._log(INFO, "Running hook %r in response to entering state %r", name, state.name)
+            outcome = await self.waits.call(hook, self.flow, self.flow_run, state)
+            if outcome.error is not None:
+                self._log(ERROR, "An error was encountered while running hook %r", name, error=outcome.error)
+            else:
+                self._log(INFO, "Hook %r finished running successfully", name)
+
+    # -------------------------------------------------------------------------------------- open and close
+
+    def _open(self) -> State[Any] | None:
+        """Create, adopt or take over the run. The state to hand back when it has ended already."""
+        if self.live is None and self.flow_run is not None:
+            run_id = str(self.flow_run.id)
+            if self.parameters is None:  # before the claim: a run that cannot be run here is not taken from anybody
+                self.parameters = self.flow.rebind(self.client.fold(run_id).parameters())
+            self.live = self.client.claim(run_id)
+        if self.live is None:
+            context = FlowRunContext.get()
+            if context is not None:
+                return self._open_subflow(context)
+            run = self.client.new_flow_run(self.flow, tags=current_tags())
+            self.live = self.client.start(run, self.flow, self.parameters or {}, Pending(), own=True)
+        return None
+
+    def _open_subflow(self, context: FlowRunContext) -> State[Any] | None:
+        tracking = self._tracking = Tracking.of(self.flow, self.parameters or {}, context)
+        if tracking.call.ended is not None:
+            return tracking.call.ended
+        self.live, ended = tracking.open_child(self.flow, self.parameters or {}, self.client)
+        return ended
+
+    @contextmanager
+    def initialize_run(self) -> Iterator[State[Any] | None]:
+        """Own the run for the block; yields the state to hand back, if any. Records an interrupt as a crash and
+        lets go of the run however the block ends."""
+        ended = self._open()
+        if ended is not None:
+            yield ended
+            return
+        live = self.live
+        assert live is not None
+        self.flow_run = live.flow_run
+        try:
+            yield None
+        except (LogError, StorageError) as refused:  # the log does not take our word any more: say nothing in it
+            self.client.abandon(live)
+            raise refused
+        except (Exception, Pause, GeneratorExit):
+            raise
+        except Abort as signal:
+            self._log(ERROR, "Flow run was aborted: %s", signal)
+            raise
+        except BaseException as interrupt:  # recorded, then on its way: KeyboardInterrupt, SystemExit, …
+            self.handle_crash(interrupt)
+            raise
+        finally:
+            self.client.let_go(live)
+            if self._tracking is not None and self.state.is_final():
+                self._tracking.end(self.state)
+            self._log_finished()
+
+    # ------------------------------------------------------------------------------------- the whole life
+
+    async def _prepare(self) -> bool:
+        """Resolve the parameters and name the run; False when an upstream run did not complete."""
+        assert self.parameters is not None and self.live is not None
+        try:
+            for name, value in self.parameters.items():
+                self.parameters[name] = await resolve_argument(value, self.waits)
+            if self.wait_for is not None:
+                await resolve_argument(self.wait_for, self.waits)
+            own_name = self.flow.render_run_name(self.parameters)
+        except UpstreamTaskError as error:
+            self.live.propose(Pending(name="NotReady", message=str(error)), force=True)
+            return False
+        except Exception as error:  # an argument that is no good, or the user's template or callable for the name
+            self.set_state(exception_to_failed_state(error, message="Flow run could not start:"), force=True)
+            await settle(self.call_hooks())
+            raise
+        if own_name is not None and own_name != self.live.flow_run.name:
+            self.live.rename(own_name)
+        return True
+
+    async def _run(self) -> None:
+        """One run from its creation to its last hook."""
+        with self.initialize_run() as ended:
+            if ended is not None:
+                self._hand_back(ended)
+                return
+            assert self.live is not None
+            if self.live.must_sync:
+                await self.waits.block(self.live.sync)
+            if not await self._prepare():
+                return
+            kind = "subflow run" if self._tracking is not None else "flow run"
+            self._log(INFO, "Beginning %s %r for flow %r", kind, self.live.flow_run.name, self.flow.name)
+            await settle(self.begin_run())
+            while self.is_running():
+                await self._attempt()
+                if self.state.name == "AwaitingRetry":
+                    await self._await_retry()
+                    await settle(self.begin_run())
+
+    async def _attempt(self) -> None:
+        """Run the body once, from the runner's start to the final state and its hooks."""
+        live, flow_run = self.live, self.flow_run
+        assert live is not None and flow_run is not None and self.parameters is not None
+        live.forget_calls()
+        self._raised = self._value = None
+        runner = self.flow.task_runner.duplicate()
+        with FlowRunContext(self.flow, flow_run, live, self.client, runner, self.parameters):
+            runner.__enter__()
+            error: Exception | None = None
+            result = None
+            try:
+                result = await settle(self.call_flow_fn())
+                result = await self._settled(result)
+            except Exception as failure:  # user code: the run's outcome, not ours to judge
+                error = failure
+            except BaseException as interrupt:
+                try:
+                    self.handle_crash(interrupt)
+                finally:  # also when the log refuses the state: a runner that is left open leaves its threads behind
+                    await self._leave(runner)
+                await settle(self.call_hooks())
+                raise
+            await self._leave(runner)
+            if error is not None:
+                await settle(self.handle_exception(error))
+            else:
+                await settle(self.handle_success(result))
+            if live.must_sync:
+                await self.waits.block(live.sync)
+            if not self.is_running() and self.state.name != "AwaitingRetry":
+                await settle(self.call_hooks())
+
+    async def _leave(self, runner: TaskRunner[Any]) -> None:
+        if runner.is_idle():
+            runner.__exit__(None, None, None)
+        else:  # joins what runs, which may be what the loop itself has to serve
+            await self.waits.block(runner.__exit__, None, None, None)
+
+    async def _settled(self, result: Any) -> Any:
+        """What the body returned, with the final states of its futures in their place."""
+        for future in find(result, (RunFuture,)):
+            await self.waits.wait(future)
+        return resolve_futures_to_states(result)
+
+    def _hand_back(self, ended: State[Any]) -> None:
+        """Give what the subflow came to in an earlier execution, without running it."""
+        self._ended = ended
+        if ended.is_completed():
+            self._value = ended.data if isinstance(ended.data, Value) else Value(ended.data)
+        else:
+            self._raised = get_state_exception(ended)
+
+    def final_state(self) -> State[Any]:
+        """The state that the call came to."""
+        return self._ended if self._ended is not None else self.state
+
+    def result(self) -> Any:
+        """What the caller of the flow gets: the value, or the raised exception."""
+        state = self.final_state()
+        if self._raised is not None and not state.is_completed():
+            raise self._raised
+        if self._value is None or not (state.is_completed() or self._value_is_states()):
+            return state.read_result()
+        value = self._value.load()
+        value = value.load() if isinstance(value, Value) else value
+        if isinstance(value, State):
+            if not value.state_details.task_run_id and (value is state or not value.state_details.flow_run_id):
+                return value.read_result()
+            if not value.is_completed():
+                raise get_state_exception(value)
+        return value
+
+    def _value_is_states(self) -> bool:
+        """A returned collection of states is given to the caller even when the flow FAILED for them."""
+        return self._value is not None and is_states(self._value.load())
+
+    # ------------------------------------------------------------------------------------------- logging
+
+    def _log(self, level: int, message: str, *args: object, error: object = None) -> None:
+        if FLOW_RUNS.isEnabledFor(level) and self.flow_run is not None:
+            self.logger.log(level, message, *args, exc_info=error if isinstance(error, BaseException) else None)
+
+    def _log_finished(self) -> None:
+        state = self.state
+        shown = repr(state) if FLOW_RUNS.isEnabledFor(DEBUG) else str(state)
+        self._log(INFO if state.is_completed() else ERROR, "Finished in state %s", shown)

@@ -34,6 +34,14 @@ BUDGETS = {
     "import_time": Budget(1.0, "ratio"),
     "task_call": Budget(60.0, "microflow"),
     "submit_wait": Budget(4.0, "ratio"),
+    "map_wait": Budget(10.0, "ratio"),
+    "async_task": Budget(70.0, "microflow"),
+    "empty_flow": Budget(400.0, "microflow"),
+    "many_tasks": Budget(1.2, "ratio"),
+    "memory": Budget(400.0, "microflow"),
+    "reexecution": Budget(30.0, "microflow"),
+    "open_log": Budget(8.0, "microflow"),
+    "wheel": Budget(150.0, "microflow"),
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._containers import (
     BaseAnnotation,
+    NotSet,
     StopVisiting,
     allow_failure,
     contains_special,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaseAnnotation",
+    "NotSet",
     "Parameters",
     "StopVisiting",
     "allow_failure",

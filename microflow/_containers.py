@@ -82,6 +82,10 @@ class BaseAnnotation(tuple[T]):
         return f"{type(self).__name__}({self.value!r})"
 
 
+class NotSet:
+    """Stands where nothing was given, in places where None means something. The class itself is the mark."""
+
+
 class unmapped(BaseAnnotation[T]):
     """In ``map``: pass this value, whole, to every child. ``unmapped(x)[anything] is x``."""
 

@@ -129,8 +129,14 @@ class Definition:
     # --------------------------------------------------------------------------------------------- hooks
 
     def _set_hooks(self, option: str, hooks: Iterable[Callable[..., Any]] | None) -> None:
+        listed = self._listed_hooks(option, hooks)
+        if listed:
+            self.hooks[self.hook_types[option]] = listed
+
+    def _listed_hooks(self, option: str, hooks: Iterable[Callable[..., Any]] | None) -> list[Callable[..., Any]]:
+        """The hooks of one option, checked, in a list of this object's own."""
         if hooks is None:
-            return
+            return []
         try:
             listed = list(hooks)
         except TypeError:
@@ -141,13 +147,10 @@ class Definition:
         for hook in listed:
             if not callable(hook):
                 raise TypeError(f"Expected callables in '{option}'; got {type(hook).__name__} instead.")
-        if listed:
-            self.hooks[self.hook_types[option]] = listed
+        return listed
 
     def _hook(self, option: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-        if not callable(fn):
-            raise TypeError(f"Expected callables in '{option}'; got {type(fn).__name__} instead.")
-        self.hooks.setdefault(self.hook_types[option], []).append(fn)
+        self.hooks.setdefault(self.hook_types[option], []).extend(self._listed_hooks(option, [fn]))
         return fn
 
     def on_completion(self, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@
 There is one :class:`Settings` object at a time: the one of the innermost :func:`temporary_settings`, else
 the one that the environment describes now. A program may change ``os.environ`` while it runs: the next
 call of :func:`current_settings` sees it. That call stands on the path of every run, so it compares the
-eight raw values with those of the last reading and parses only what is new.
+raw values with those of the last reading and parses only what is new.
 
 :func:`resolve_home` asks the operating system directly, not through ``_files``: this module stands on the
 lowest floor, beside it.
@@ -63,6 +63,11 @@ def _boolean(value: object) -> bool:
     return value
 
 
+def _maybe(value: object) -> bool | None:
+    """Nothing given is a third answer."""
+    return None if value is None or value == "" else _boolean(value)
+
+
 def _count(value: object) -> int:
     number = int(value) if isinstance(value, str) else value
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
@@ -100,15 +105,22 @@ class _Field:
         self.default = default
 
 
+_BOOLEAN = "true or false (also 1/0, yes/no, on/off)"
 _COUNT = "a whole number from 0"
 _SECONDS = "a number of seconds from 0"
 
 FIELDS: dict[str, _Field] = {
     "home": _Field("MICROFLOW_HOME", _home, f"the path of a folder, or {MEMORY}", None),
     "durability": _Field("MICROFLOW_DURABILITY", _durability, "process or disk", "process"),
-    "keep_results": _Field("MICROFLOW_KEEP_RESULTS", _boolean, "true or false (also 1/0, yes/no, on/off)", True),
+    "keep_results": _Field("MICROFLOW_KEEP_RESULTS", _boolean, _BOOLEAN, True),
     "default_task_retries": _Field("MICROFLOW_TASKS_DEFAULT_RETRIES", _count, _COUNT, 0),
     "default_task_retry_delay_seconds": _Field("MICROFLOW_TASKS_DEFAULT_RETRY_DELAY_SECONDS", _seconds, _SECONDS, 0.0),
+    "default_task_persist_result": _Field("MICROFLOW_TASKS_DEFAULT_PERSIST_RESULT", _maybe, _BOOLEAN, None),
+    "default_task_no_cache": _Field("MICROFLOW_TASKS_DEFAULT_NO_CACHE", _boolean, _BOOLEAN, False),
+    "task_refresh_cache": _Field("MICROFLOW_TASKS_REFRESH_CACHE", _boolean, _BOOLEAN, False),
+    "task_disable_caching": _Field("MICROFLOW_TASKS_DISABLE_CACHING", _boolean, _BOOLEAN, False),
+    "persist_results_by_default": _Field("MICROFLOW_RESULTS_PERSIST_BY_DEFAULT", _boolean, _BOOLEAN, False),
+    "log_prints": _Field("MICROFLOW_LOGGING_LOG_PRINTS", _boolean, _BOOLEAN, False),
     "default_flow_retries": _Field("MICROFLOW_FLOWS_DEFAULT_RETRIES", _count, _COUNT, 0),
     "default_flow_retry_delay_seconds": _Field("MICROFLOW_FLOWS_DEFAULT_RETRY_DELAY_SECONDS", _seconds, _SECONDS, 0.0),
     "thread_pool_max_workers": _Field(
@@ -128,11 +140,17 @@ class Settings:
     __slots__ = (
         "default_flow_retries",
         "default_flow_retry_delay_seconds",
+        "default_task_no_cache",
+        "default_task_persist_result",
         "default_task_retries",
         "default_task_retry_delay_seconds",
         "durability",
         "home",
         "keep_results",
+        "log_prints",
+        "persist_results_by_default",
+        "task_disable_caching",
+        "task_refresh_cache",
         "thread_pool_max_workers",
     )
 
@@ -141,6 +159,12 @@ class Settings:
     keep_results: bool
     default_task_retries: int
     default_task_retry_delay_seconds: float
+    default_task_persist_result: bool | None
+    default_task_no_cache: bool
+    task_refresh_cache: bool
+    task_disable_caching: bool
+    persist_results_by_default: bool
+    log_prints: bool
     default_flow_retries: int
     default_flow_retry_delay_seconds: float
     thread_pool_max_workers: int

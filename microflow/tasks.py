@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, overload
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from ._arguments import unmapped
+from . import _task_options as options_of
+from ._arguments import NotSet, unmapped
 from ._definitions import Definition
+from ._task_options import TaskOptions, exponential_backoff
 from .context import FlowRunContext
 from .settings import current_settings
 from .states import StateType
@@ -18,64 +21,36 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from .client.objects import TaskRun
     from .futures import ConcurrentFuture, FutureList, RunFuture
     from .states import State
-
-    Condition = Callable[["Task[Any, Any]", TaskRun, "State[Any]"], object]
-    Hook = Callable[..., object]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 
-#: no list of delays may be longer
-MAXIMUM_DELAYS = 50
-
-
-class TaskOptions(TypedDict, total=False):
-    """The options of a task, said once for ``@task``, ``Task`` and ``with_options``."""
-
-    #: the function's name unless given
-    name: str | None
-    #: the function's docstring unless given
-    description: str | None
-    #: given to every run, beside those of ``tags(...)``
-    tags: Iterable[str] | None
-    #: part of a call's identity in a re-execution: change it to have ended calls run again
-    version: str | None
-    #: a template for ``str.format`` with the parameters, or a callable, which may take ``parameters``
-    task_run_name: str | Callable[..., str] | None
-    #: how often a failed run is tried again
-    retries: int | None
-    #: seconds before each retry: a number, a list with one item for each retry (the last repeats), or a
-    #: callable that is given ``retries`` and returns such a list
-    retry_delay_seconds: float | list[float] | Callable[[int], list[float]] | None
-    #: lengthens each delay by a random share of up to this factor
-    retry_jitter_factor: float | None
-    #: called with task, task run and the failed state; a false answer ends the retries
-    retry_condition_fn: Condition | None
-    #: called with task, task run and state after the run completed
-    on_completion: Iterable[Hook] | None
-    #: called likewise after the run failed for good
-    on_failure: Iterable[Hook] | None
-    #: called likewise each time the run enters RUNNING
-    on_running: Iterable[Hook] | None
-
-
-_FALSY_KEEPS = frozenset(
-    {"name", "description", "tags", "version", "on_completion", "on_failure", "on_running", "retry_condition_fn"}
+# attributes that stand as their option was given, so that with_options also keeps what was assigned to them. What
+# follows from several options (`cache_policy`, `persist_result`) is derived again from what was given.
+_MIRRORED = (
+    "name",
+    "description",
+    "tags",
+    "version",
+    "task_run_name",
+    "retries",
+    "retry_jitter_factor",
+    "retry_condition_fn",
+    "timeout_seconds",
+    "at_most_once",
+    "log_prints",
+    "cache_key_fn",
+    "cache_expiration",
+    "refresh_cache",
+    "result_storage",
+    "result_serializer",
+    "result_storage_key",
+    "cache_result_in_memory",
 )
-
-
-def exponential_backoff(backoff_factor: float) -> Callable[[int], list[float]]:
-    """Delays that double: ``backoff_factor`` seconds, then twice that, and so on, for each retry."""
-
-    def delays(retries: int) -> list[float]:
-        return [backoff_factor * 2**retry for retry in range(min(retries, MAXIMUM_DELAYS))]
-
-    return delays
 
 
 class Task(Definition, Generic[P, R]):
@@ -90,46 +65,102 @@ class Task(Definition, Generic[P, R]):
     }
 
     def __init__(self, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
-        super().__init__(fn, options, TaskOptions.__annotations__)
-        if self.isgenerator:
-            raise TypeError(f"{self.name!r} is a generator function; generator tasks are not supported yet")
-        self.tags = set(options.get("tags") or ())
-        self.task_run_name = options.get("task_run_name")
+        given: Any = {name: value for name, value in options.items() if value is not NotSet}
+        super().__init__(fn, given, TaskOptions.__annotations__)
+        self.tags = options_of.set_of_tags(given.get("tags"))
+        self.task_run_name = given.get("task_run_name")
         self._check_run_name(self.task_run_name)
-        settings = current_settings()
-        retries, delay = options.get("retries"), options.get("retry_delay_seconds")
-        self.retries = settings.default_task_retries if retries is None else retries
-        self.retry_delay_seconds = _delays(
-            settings.default_task_retry_delay_seconds if delay is None else delay, self.retries
-        )
-        self.retry_jitter_factor = options.get("retry_jitter_factor")
-        if self.retry_jitter_factor is not None and self.retry_jitter_factor < 0:
-            raise ValueError(f"`retry_jitter_factor` must be >= 0, got {self.retry_jitter_factor}")
-        self.retry_condition_fn = options.get("retry_condition_fn")
-        if self.retry_condition_fn is not None and not callable(self.retry_condition_fn):
-            raise TypeError(f"`retry_condition_fn` must be callable, got {type(self.retry_condition_fn).__name__}")
+        self._set_retries(given)
+        self.timeout_seconds = options_of.timeout(given.get("timeout_seconds"))
+        self.at_most_once = bool(given.get("at_most_once"))
+        self.log_prints: bool | None = given.get("log_prints")
+        self._set_storing(given)
         for option in self.hook_types:
-            self._set_hooks(option, options.get(option))  # type: ignore[arg-type]  # a hook option by its name
+            self._set_hooks(option, given.get(option))
+        #: called with the transaction when it is committed, and when it is rolled back
+        self.on_commit_hooks = self._listed_hooks("on_commit", given.get("on_commit"))
+        self.on_rollback_hooks = self._listed_hooks("on_rollback", given.get("on_rollback"))
         self.task_key = f"{self.qualified_name.rpartition('.')[2]}-{self.code_digest()}"
         #: what a call of this task is known by in a re-execution, beside its inputs
         self.call_identity = f"task {self.qualified_name} {self.name} {self.version}".encode()
+
+    def _set_retries(self, given: TaskOptions) -> None:
+        settings = current_settings()
+        retries, delay = given.get("retries"), given.get("retry_delay_seconds")
+        self.retries = settings.default_task_retries if retries is None else retries
+        self.retry_delay_seconds = options_of.retry_delays(
+            settings.default_task_retry_delay_seconds if delay is None else delay, self.retries
+        )
+        self.retry_jitter_factor = options_of.jitter_factor(given.get("retry_jitter_factor"))
+        self.retry_condition_fn = options_of.callable_or_none("retry_condition_fn", given.get("retry_condition_fn"))
         #: the retry policy as its runs record it
         self.policy: dict[str, Any] = {}
         if self.retries:
-            self.policy = {"retries": self.retries, "retry_delay": self.retry_delay_seconds}
+            self.policy = {"retries": self.retries, "retry_delay": self.retry_delay_seconds or None}
             if self.retry_jitter_factor:
                 self.policy["retry_jitter_factor"] = self.retry_jitter_factor
+
+    def _set_storing(self, given: TaskOptions) -> None:
+        self.cache_key_fn = options_of.callable_or_none("cache_key_fn", given.get("cache_key_fn"))
+        self.cache_expiration = options_of.expiration(given.get("cache_expiration"))
+        self.refresh_cache: bool | None = given.get("refresh_cache")
+        self._cache_policy, self.persist_result = options_of.caching(given, self.name)
+        self.result_storage = given.get("result_storage")
+        self.result_serializer = given.get("result_serializer")
+        self.result_storage_key = given.get("result_storage_key")
+        self.cache_result_in_memory = bool(given.get("cache_result_in_memory", True))
+        self._asset_deps = list(given.get("asset_deps") or ())
 
     def _run_name_option(self) -> Any:
         return self.task_run_name
 
+    @property
+    def cache_policy(self) -> Any:
+        """The policy in force: the one that was given, or what follows from the other options."""
+        if isinstance(self._cache_policy, options_of.Unresolved):
+            self._cache_policy = self._cache_policy.resolve(self.cache_key_fn)
+        return self._cache_policy
+
+    @cache_policy.setter
+    def cache_policy(self, policy: Any) -> None:
+        self._cache_policy = policy
+
+    @property
+    def has_default_policy(self) -> bool:
+        """Whether the policy is the default one, told without loading it."""
+        return self._cache_policy is options_of.DEFAULT
+
+    @property
+    def asset_deps(self) -> list[Any]:
+        """The assets that the task reads beside those of its upstreams."""
+        if not self._asset_deps:
+            return []
+        assets = import_module(".assets", __package__)  # only programs with assets load it
+        return [assets.Asset(dep) if isinstance(dep, str) else dep for dep in self._asset_deps]
+
     def with_options(self, **options: Unpack[TaskOptions]) -> Task[P, R]:
         """A new task over the same function with some options replaced; this one stays as it is.
 
-        An empty name, description, version, tags or hook list keeps the old one; None for any other option
-        takes it back to its default."""
-        replaced = {name: value for name, value in options.items() if value or name not in _FALSY_KEEPS}
-        return self._twin({"tags": set(self.tags), **replaced})
+        An empty name, description, version, hook list or collection of tags or assets, and None for `cache_key_fn`,
+        `cache_expiration`, `retry_condition_fn`, `cache_result_in_memory`, `timeout_seconds` and `at_most_once`, keep
+        the old one; None for any other option takes it back to its default. Tags and hooks replace the old ones."""
+        kept = {name: getattr(self, name) for name in _MIRRORED}
+        if not callable(self._given.get("retry_delay_seconds")):
+            kept["retry_delay_seconds"] = self.retry_delay_seconds
+        kept.update(on_commit=self.on_commit_hooks, on_rollback=self.on_rollback_hooks)
+        return self._twin({**kept, **options_of.replaced(options)})
+
+    # ----------------------------------------------------------------------------------------------- hooks
+
+    def on_commit(self, fn: Callable[..., T]) -> Callable[..., T]:
+        """Decorate a function to be called with the transaction when the work of a run is committed."""
+        self.on_commit_hooks += self._listed_hooks("on_commit", [fn])
+        return fn
+
+    def on_rollback(self, fn: Callable[..., T]) -> Callable[..., T]:
+        """Decorate a function to be called with the transaction when the work of a run is rolled back."""
+        self.on_rollback_hooks += self._listed_hooks("on_rollback", [fn])
+        return fn
 
     # --------------------------------------------------------------------------------------------- calling
 
@@ -161,6 +192,7 @@ class Task(Definition, Generic[P, R]):
 
         A coroutine task gives a coroutine. An upstream in `wait_for` or among the arguments that did not
         complete leaves the run NotReady, and the call gives None."""
+        self._check_kind()
         return_type = "state" if kwargs.pop("return_state", False) else "result"
         wait_for = kwargs.pop("wait_for", None)
         return run_task(self, parameters=self.bind(args, kwargs), wait_for=wait_for, return_type=return_type)
@@ -220,7 +252,12 @@ class Task(Definition, Generic[P, R]):
             return [future.state for future in futures]
         return futures
 
+    def _check_kind(self) -> None:
+        if self.isgenerator:
+            raise TypeError(f"{self.name!r} is a generator function; generator tasks are not supported yet")
+
     def _runner(self) -> Any:
+        self._check_kind()
         context = FlowRunContext.get()
         if context is None:
             raise RuntimeError(
@@ -231,20 +268,6 @@ class Task(Definition, Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r}>"
-
-
-def _delays(given: Any, retries: int) -> float | list[float] | None:
-    delays = given(retries) if callable(given) else given
-    if isinstance(delays, list):
-        if len(delays) > MAXIMUM_DELAYS:
-            raise ValueError(f"Can not configure more than {MAXIMUM_DELAYS} retry delays per task, got {len(delays)}")
-        return delays
-    if delays is not None and not isinstance(delays, (int, float)):
-        raise TypeError(
-            f"Invalid `retry_delay_seconds` provided; must be a number, a list or a callable, "
-            f"got {type(delays).__name__}"
-        )
-    return delays or None
 
 
 @overload
@@ -258,3 +281,6 @@ def task(fn: Callable[P, R] | None = None, /, **options: Unpack[TaskOptions]) ->
     if fn is None:
         return lambda function: Task(function, **options)
     return Task(fn, **options)
+
+
+__all__ = ["Task", "TaskOptions", "exponential_backoff", "task"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 #: area -> number -> how a row of the README's table of differences begins that says what microflow does instead
 DIFFERENT: dict[str, dict[int, str]] = {
-    "task_engine": {},
+    "task_engine": {24: "`with_options` takes every option of the decorator"},
     "futures_runners": {},
     "flows": {},
 }

@@ -58,6 +58,7 @@ FLOORS: dict[str, float] = {
     "client.orchestration": 3.3,
     "client": 3.4,
     "context": 4,
+    "_task_options": 4,
     "coercion": 4,
     "task_runs": 4,
     "logging": 5,

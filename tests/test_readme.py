@@ -166,10 +166,6 @@ def test_each_link_leads_to_a_file_or_a_heading():
 @pytest.mark.parametrize(
     "decorator",
     [
-        "task(timeout_seconds=1)",
-        "task(cache_policy=None)",
-        "task(persist_result=True)",
-        "task(at_most_once=True)",
         "flow(timeout_seconds=1)",
         "flow(log_prints=True)",
     ],

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``@task`` makes of a function: options, names, binding, ``with_options``, calling, ``submit`` and ``map``."""
+"""What ``@task`` makes of a function: binding, calling, methods, ``submit`` and ``map``."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
@@ -14,13 +13,10 @@ from microflow.exceptions import (
     MappingLengthMismatch,
     MappingMissingIterable,
     ParameterBindError,
-    ReservedArgumentError,
     UpstreamTaskError,
 )
 from microflow.futures import ConcurrentFuture, FutureList
-from microflow.settings import temporary_settings
 from microflow.states import Completed
-from microflow.tasks import exponential_backoff
 from tests.support import Colour, both, flow_run_ids, fold, memory_home, run, task_ids, task_states
 
 
@@ -46,141 +42,6 @@ def fail(message="no"):
 @task
 async def add_async(x, y=1):
     return x + y
-
-
-class TestOptions:
-    def test_bare_and_with_options_both_decorate(self):
-        assert isinstance(add, Task)
-        assert isinstance(task(retries=2)(lambda: 1), Task)
-
-    def test_takes_name_and_description_from_the_function(self):
-        assert (add.name, add.description, add.__name__) == ("add", "Add.\n\nTwo numbers.", "add")
-
-    def test_a_callable_object_is_named_after_its_class(self):
-        class Doubler:
-            def __call__(self, x):
-                return 2 * x
-
-        doubler = Doubler()
-        doubled = Task(doubler)
-        assert doubled.name == "Doubler"
-        assert doubled.fn is doubler
-        assert doubled(4) == 8
-
-    def test_a_partial_can_be_a_task(self):
-        assert Task(functools.partial(lambda x, y: x - y, 10), name="ten-minus")(3) == 7
-
-    def test_what_is_not_callable_is_refused(self):
-        with pytest.raises(TypeError, match="'fn' must be callable"):
-            Task({})
-
-    def test_an_unknown_option_is_named(self):
-        with pytest.raises(TypeError, match="'retires'"):
-            task(retires=3)(lambda: 1)
-
-    @pytest.mark.parametrize("name", ["wait_for", "return_state"])
-    def test_parameters_that_calls_need_are_reserved(self, name):
-        with pytest.raises(ReservedArgumentError, match=name):
-            Task(eval(f"lambda {name}: 1"))
-
-    @pytest.mark.parametrize("delay", [{"a": 1}, (1, 2), "1"])
-    def test_a_delay_of_another_kind_is_refused(self, delay):
-        with pytest.raises(TypeError, match="Invalid `retry_delay_seconds`"):
-            Task(lambda: 1, retry_delay_seconds=delay)
-
-    @pytest.mark.parametrize("delay", [[1.0] * 51, lambda retries: [1.0] * 51])
-    def test_more_than_fifty_delays_are_refused(self, delay):
-        with pytest.raises(ValueError, match="Can not configure more"):
-            Task(lambda: 1, retries=60, retry_delay_seconds=delay)
-
-    def test_delays_may_be_fractions_a_callable_or_empty(self):
-        assert Task(lambda: 1, retries=2, retry_delay_seconds=[0.5, 1.1]).retry_delay_seconds == [0.5, 1.1]
-        assert Task(lambda: 1, retries=3, retry_delay_seconds=exponential_backoff(2)).retry_delay_seconds == [2, 4, 8]
-        assert Task(lambda: 1, retries=3, retry_delay_seconds=[]).retry_delay_seconds == []
-        assert len(exponential_backoff(1)(1000)) == 50
-
-    def test_a_negative_jitter_is_refused_and_zero_is_fine(self):
-        with pytest.raises(ValueError, match="must be >= 0"):
-            Task(lambda: 1, retry_jitter_factor=-0.1)
-        assert Task(lambda: 1, retry_jitter_factor=0).retry_jitter_factor == 0
-
-    def test_a_retry_condition_must_be_callable(self):
-        with pytest.raises(TypeError, match="retry_condition_fn"):
-            Task(lambda: 1, retry_condition_fn="x")
-
-    @pytest.mark.parametrize("option", ["on_completion", "on_failure", "on_running"])
-    def test_hooks_must_be_an_iterable_of_callables(self, option):
-        with pytest.raises(TypeError, match=f"Expected iterable for '{option}'"):
-            Task(lambda: 1, **{option: print})
-        with pytest.raises(TypeError, match=f"Expected callables in '{option}'; got str"):
-            Task(lambda: 1, **{option: [print, "x"]})
-        with pytest.raises(TypeError, match="Expected callables"):
-            Task(lambda: 1, **{option: "ab"})
-
-    def test_a_generator_function_is_refused_for_now(self):
-        def numbers():
-            yield 1
-
-        with pytest.raises(TypeError, match="generator"):
-            Task(numbers)
-
-    def test_default_retries_come_from_the_settings_when_the_task_is_made(self):
-        with temporary_settings(default_task_retries=2, default_task_retry_delay_seconds=3):
-            made = Task(lambda: 1)
-        assert (made.retries, made.retry_delay_seconds) == (2, 3)
-        assert Task(lambda: 1).retries == 0
-
-    def test_the_task_key_follows_from_the_code(self):
-        def one():
-            return 1
-
-        first, second = Task(one), Task(lambda: 2)
-        assert first.task_key.startswith("one-")
-        assert first.task_key == Task(one).task_key
-        assert first.task_key[-8:] != second.task_key[-8:]
-
-
-class TestWithOptions:
-    def test_gives_a_new_task_over_the_same_function(self):
-        copied = add.with_options(name="plus")
-        assert copied is not add
-        assert copied.fn is add.fn
-        assert (copied.name, add.name) == ("plus", "add")
-
-    def test_zero_and_none_override_what_can_be_off(self):
-        original = Task(lambda: 1, retries=3, retry_delay_seconds=5, task_run_name="a")
-        changed = original.with_options(retries=0, retry_delay_seconds=0, task_run_name=None)
-        assert (changed.retries, changed.retry_delay_seconds, changed.task_run_name) == (0, None, None)
-
-    def test_empty_names_tags_and_hooks_keep_the_old(self):
-        original = Task(lambda: 1, name="n", tags=["a"], on_completion=[print], version="1")
-        kept = original.with_options(name="", tags=[], on_completion=[], version=None)
-        assert (kept.name, kept.tags, kept.version) == ("n", {"a"}, "1")
-        assert kept.with_options(tags=["b"]).tags == {"b"}
-
-    def test_a_copy_shares_neither_tags_nor_hooks(self):
-        original = Task(lambda: 1, tags=["a"], on_completion=[print])
-        copied = original.with_options(name="copy")
-        original.tags.add("b")
-        copied.on_completion(repr)
-        assert copied.tags == {"a"}
-        assert list(original.hooks.values()) == [[print]]
-
-    def test_hooks_that_were_added_by_decoration_come_along(self):
-        original, seen = Task(lambda: 1), []
-        original.on_completion(lambda task, run, state: seen.append(state.name))
-        original.with_options(name="copy")()
-        assert seen == ["Completed"]
-
-    def test_a_bound_task_stays_bound(self):
-        class Box:
-            value = 3
-
-            @task
-            def get(self):
-                return self.value
-
-        assert Box().get.with_options(name="other")() == 3
 
 
 class TestCalling:
@@ -217,6 +78,20 @@ class TestCalling:
     def test_submit_and_map_need_a_running_flow(self, method):
         with pytest.raises(RuntimeError, match="while a flow runs"):
             getattr(add, method)([1])
+
+    def test_a_generator_task_is_refused_for_now_when_it_is_called(self):
+        @task
+        def numbers():
+            yield 1
+
+        @flow
+        def body():
+            for call in (numbers, numbers.submit, numbers.map):
+                with pytest.raises(TypeError, match="generator tasks are not supported yet"):
+                    call()
+
+        body()
+        assert fold().tasks == {}
 
     def test_a_coroutine_task_that_is_not_awaited_makes_no_run(self):
         @flow

@@ -24,7 +24,7 @@ path posixpath windowspath  the text of a path of this system, of a pure POSIX p
 enum                      ``[class, name]``, or ``[class, null, value]`` for flags that have no name together
 namedtuple dataclass      ``[class, members]``, ``[class, {field: value}]``
 exception                 an object, see ``_stored_exceptions.describe``
-state                     ``{type, name, message, at, details, data}``; of ``results``, which adds this tag
+state                     ``{type, name, message, at, details, data}``; of ``_kept``, which adds this tag
 ========================= ==================================================================================
 
 A class is named ``module:qualname`` and found again by a *resolver*. The default one looks only at what is

@@ -68,6 +68,10 @@ class MissingResult(MicroflowException):
     """A COMPLETED state has no value to give: it was not kept, or its file is gone."""
 
 
+class DamagedResult(MissingResult):
+    """A persisted result is there, but is not what was written."""
+
+
 class UpstreamTaskError(MicroflowException):
     """A run that this one depends on did not reach COMPLETED; raised while inputs are resolved."""
 
@@ -141,6 +145,10 @@ class ScriptError(MicroflowException):
 
 class MissingContextError(MicroflowException, RuntimeError):
     """Something that needs a running flow or task was used outside of one."""
+
+
+class HashError(MicroflowException):
+    """A value shows nothing by which it could be told from others; no key can be computed from it."""
 
 
 class ConfigurationError(MicroflowException):

@@ -42,7 +42,7 @@ from functools import lru_cache, partial
 from itertools import accumulate
 from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._modules import module_name
 from ._stored_exceptions import OriginalTraceback, RestoredError, describe, restore, same_text, text_of
@@ -69,16 +69,27 @@ if TYPE_CHECKING:
     Replace = Callable[[Any], Any]
 
 __all__ = [
+    "AutoSerializer",
+    "CompressedJSONSerializer",
+    "CompressedPickleSerializer",
+    "CompressedSerializer",
+    "JSONSerializer",
     "NotEncodable",
     "OriginalTraceback",
+    "PickleSerializer",
     "RestoredError",
+    "Serializer",
+    "UnknownSerializer",
     "default_resolver",
     "describe_exception",
     "fingerprint",
     "from_json",
+    "get_serializer",
     "import_resolver",
     "pack",
     "restore_exception",
+    "serializer_from_json",
+    "serializer_to_json",
     "to_json",
     "unpack",
 ]
@@ -197,6 +208,190 @@ def unpack(form: str, data: bytes, *, allow_pickle: bool, resolve: Resolver | No
         return unpickler.load()
     except Exception as error:  # a pickle runs the user's code, which may raise anything
         raise SerializationError(f"a stored pickle cannot be opened: {type(error).__name__}: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------- by name
+
+
+class Serializer:
+    """Turns values into bytes and back. A subclass that sets ``type`` can be asked for by that name.
+
+    ``dumps`` raises SerializationError for what it cannot carry."""
+
+    type: str = ""
+    _by_name: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "type" in cls.__dict__:
+            Serializer._by_name[cls.type] = cls
+
+    def dumps(self, obj: Any) -> bytes:
+        """The bytes of a value."""
+        raise NotImplementedError
+
+    def loads(self, blob: bytes) -> Any:
+        """The value again."""
+        raise NotImplementedError
+
+    def loads_untrusted(self, blob: bytes) -> Any:
+        """The value of bytes that others may have written: SerializationError where making it could run their code."""
+        raise SerializationError(f"others could have written this data, which {self!r} is not asked to read then")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # compares by attributes that can be changed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+
+
+class AutoSerializer(Serializer):
+    """Tagged JSON where it carries the value, else a pickle. The default."""
+
+    type = "auto"
+
+    def dumps(self, obj: Any) -> bytes:
+        return pack(obj)[1]
+
+    def loads(self, blob: bytes) -> Any:
+        return unpack(self._form(blob), blob, allow_pickle=True, resolve=import_resolver)
+
+    def loads_untrusted(self, blob: bytes) -> Any:
+        return unpack(self._form(blob), blob, allow_pickle=False)
+
+    def _form(self, blob: bytes) -> str:
+        return "pickle" if blob[:1] == b"\x80" else "json"  # no JSON begins so, and every pickle of ours does
+
+
+class JSONSerializer(AutoSerializer):
+    """Tagged JSON only."""
+
+    type = "json"
+
+    def dumps(self, obj: Any) -> bytes:
+        return pack(obj, allow_pickle=False)[1]
+
+    def _form(self, blob: bytes) -> str:
+        return "json"
+
+
+class PickleSerializer(AutoSerializer):
+    """Pickles only: for values that must come back with all that JSON loses, such as what is shared in them."""
+
+    type = "pickle"
+
+    def dumps(self, obj: Any) -> bytes:
+        return _pickled(obj, NotEncodable("it was to be pickled"))
+
+    def _form(self, blob: bytes) -> str:
+        return "pickle"
+
+
+_COMPRESSIONS = ("zlib", "bz2", "lzma")
+
+
+class CompressedSerializer(Serializer):
+    """What another serializer writes, compressed by a module of the standard library (zlib, bz2 or lzma)."""
+
+    type = "compressed"
+
+    def __init__(self, serializer: Serializer | str = "auto", compressionlib: str = "zlib") -> None:
+        if compressionlib not in _COMPRESSIONS:
+            raise ValueError(f"compressionlib is one of {', '.join(_COMPRESSIONS)}, not {compressionlib!r}")
+        self.serializer = get_serializer(serializer)
+        self.compressionlib = compressionlib
+
+    def _library(self) -> Any:
+        import importlib  # only compressed results need one of these
+
+        return importlib.import_module(self.compressionlib)
+
+    def _expand(self, blob: bytes) -> bytes:
+        try:
+            data: bytes = self._library().decompress(blob)
+        except Exception as error:  # each library has errors of its own
+            raise SerializationError(f"stored data is not compressed by {self.compressionlib}: {error}") from error
+        return data
+
+    def dumps(self, obj: Any) -> bytes:
+        data: bytes = self._library().compress(self.serializer.dumps(obj))
+        return data
+
+    def loads(self, blob: bytes) -> Any:
+        return self.serializer.loads(self._expand(blob))
+
+    def loads_untrusted(self, blob: bytes) -> Any:
+        return self.serializer.loads_untrusted(self._expand(blob))
+
+
+class CompressedJSONSerializer(CompressedSerializer):
+    """Tagged JSON, compressed."""
+
+    type = "compressed/json"
+
+    def __init__(self, serializer: Serializer | str = "json", compressionlib: str = "zlib") -> None:
+        super().__init__(serializer, compressionlib)
+
+
+class CompressedPickleSerializer(CompressedSerializer):
+    """Pickles, compressed."""
+
+    type = "compressed/pickle"
+
+    def __init__(self, serializer: Serializer | str = "pickle", compressionlib: str = "zlib") -> None:
+        super().__init__(serializer, compressionlib)
+
+
+class UnknownSerializer(Serializer):
+    """Stands for a serializer that stored data names and that is not known here. It only says so."""
+
+    def __init__(self, type: str) -> None:
+        self.type = type
+
+    def _refuse(self) -> SerializationError:
+        known = ", ".join(Serializer._by_name)
+        return SerializationError(f"the serializer {self.type!r} is not known; known are {known}")
+
+    def dumps(self, obj: Any) -> bytes:
+        raise self._refuse()
+
+    def loads(self, blob: bytes) -> Any:
+        raise self._refuse()
+
+
+def get_serializer(given: Serializer | str) -> Serializer:
+    """The serializer of that name; a serializer itself as it is. ValueError for an unknown name."""
+    if not isinstance(given, str):
+        return given
+    if given not in Serializer._by_name:
+        raise ValueError(f"there is no serializer {given!r}; known are {', '.join(Serializer._by_name)}")
+    serializer: Serializer = Serializer._by_name[given]()
+    return serializer
+
+
+def serializer_to_json(serializer: Serializer) -> dict[str, Any]:
+    """What is recorded of a serializer: its name, and the settings of those of ours that have some."""
+    given: dict[str, Any] = {"type": serializer.type}
+    if isinstance(serializer, CompressedSerializer):
+        given.update(compressionlib=serializer.compressionlib, serializer=serializer_to_json(serializer.serializer))
+    return given
+
+
+def serializer_from_json(given: Any) -> Serializer:
+    """The serializer that was recorded; an :class:`UnknownSerializer` when it is not known here."""
+    name = given.get("type") if isinstance(given, dict) else given
+    kind = Serializer._by_name.get(name) if isinstance(name, str) else None
+    if kind is None or not isinstance(given, dict):
+        return UnknownSerializer(str(name)[:100])
+    if not issubclass(kind, CompressedSerializer):
+        serializer: Serializer = kind()
+        return serializer
+    if given.get("compressionlib") not in _COMPRESSIONS:
+        return UnknownSerializer(f"{name} with {given.get('compressionlib')!r}"[:100])
+    compressed: Serializer = kind(serializer_from_json(given.get("serializer")), given["compressionlib"])
+    return compressed
 
 
 # ---------------------------------------------------------------------------------------------- fingerprints

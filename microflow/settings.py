@@ -93,6 +93,20 @@ def _workers(value: object) -> int:
     return number
 
 
+def _folder(value: object) -> str | None:
+    """A folder, made absolute; nothing for the default place."""
+    path = _home(value)
+    if path == MEMORY:
+        raise ValueError
+    return path
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
 class _Field:
     """One setting: its variable, how its value is read, what is accepted, and its default."""
 
@@ -123,6 +137,8 @@ FIELDS: dict[str, _Field] = {
     "log_prints": _Field("MICROFLOW_LOGGING_LOG_PRINTS", _boolean, _BOOLEAN, False),
     "default_flow_retries": _Field("MICROFLOW_FLOWS_DEFAULT_RETRIES", _count, _COUNT, 0),
     "default_flow_retry_delay_seconds": _Field("MICROFLOW_FLOWS_DEFAULT_RETRY_DELAY_SECONDS", _seconds, _SECONDS, 0.0),
+    "default_serializer": _Field("MICROFLOW_RESULTS_DEFAULT_SERIALIZER", _text, "the name of a serializer", "auto"),
+    "local_storage_path": _Field("MICROFLOW_RESULTS_LOCAL_STORAGE_PATH", _folder, "the path of a folder", None),
     "thread_pool_max_workers": _Field(
         "MICROFLOW_TASKS_RUNNER_THREAD_POOL_MAX_WORKERS", _workers, "a whole number from 1", None
     ),
@@ -140,6 +156,7 @@ class Settings:
     __slots__ = (
         "default_flow_retries",
         "default_flow_retry_delay_seconds",
+        "default_serializer",
         "default_task_no_cache",
         "default_task_persist_result",
         "default_task_retries",
@@ -147,6 +164,7 @@ class Settings:
         "durability",
         "home",
         "keep_results",
+        "local_storage_path",
         "log_prints",
         "persist_results_by_default",
         "task_disable_caching",
@@ -167,6 +185,8 @@ class Settings:
     log_prints: bool
     default_flow_retries: int
     default_flow_retry_delay_seconds: float
+    default_serializer: str
+    local_storage_path: str | None
     thread_pool_max_workers: int
 
     def __init__(self, **values: object) -> None:

@@ -52,7 +52,8 @@ def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_log_left_open(private_home: Path) -> Iterator[None]:
-    """Forget the clients that the test made: each home has one for the life of a process, with its open logs."""
+    """Forget the clients that the test made, each home has one for the life of a process with its open logs; and the
+    results that it persisted in memory."""
     yield
     orchestration = sys.modules.get("microflow.client.orchestration")
     clients = orchestration._clients if orchestration is not None else {}
@@ -60,6 +61,9 @@ def no_log_left_open(private_home: Path) -> Iterator[None]:
         for run_id in client.store.list():
             client.store.close(run_id)
     clients.clear()
+    storage = sys.modules.get("microflow._storage")
+    if storage is not None:
+        storage._in_memory.clear()
 
 
 @pytest.fixture(autouse=True)

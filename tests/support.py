@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import microflow._waits as waits_module
-from microflow import calls, results
+from microflow import _kept, calls
 from microflow._waits import AsyncioWaits, BlockingWaits
 from microflow.client import orchestration
 from microflow.client.orchestration import current_client
@@ -193,7 +193,7 @@ def memory_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the runs of this test in memory, apart from those of every other test; nobody was warned yet."""
     monkeypatch.setenv("MICROFLOW_HOME", ":memory:")
     monkeypatch.setattr(orchestration, "_clients", {})
-    monkeypatch.setattr(results, "_warned", set())
+    monkeypatch.setattr(_kept, "_warned", set())
     monkeypatch.setattr(calls, "_warned_sources", set())
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from microflow import calls, flow, results, task, unmapped
+from microflow import _kept, calls, flow, task, unmapped
 from microflow.calls import earlier_end, identity, new_call, stand_in, upstreams
 from microflow.client.objects import FlowRunResult, TaskRunResult
 from microflow.client.orchestration import current_client
@@ -34,7 +34,7 @@ def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture(autouse=True)
 def nobody_was_warned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "_warned_sources", set())
-    monkeypatch.setattr(results, "_warned", set())
+    monkeypatch.setattr(_kept, "_warned", set())
 
 
 @task

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microflow._kept import keep
 from microflow.client.fold import (
     Run,
     shown,
@@ -25,7 +26,6 @@ from microflow.client.fold import (
 from microflow.client.objects import Constant, FlowRunResult, Parameter, TaskRun, TaskRunResult
 from microflow.events import Record
 from microflow.exceptions import MissingResult
-from microflow.results import keep
 from microflow.serializers import to_json
 from microflow.states import State, StateDetails, StateType, Value
 from microflow.stores import MemoryStore

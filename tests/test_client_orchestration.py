@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from microflow import flow, get_client, results, task
+from microflow import _kept, flow, get_client, task
 from microflow.client import orchestration
 from microflow.client.objects import TaskRun
 from microflow.client.orchestration import Client, SyncClient, current_client, random_name
@@ -111,7 +111,7 @@ def test_a_run_without_a_name_gets_one_of_two_words():
 
 
 def test_parameters_that_cannot_be_kept_are_shown_and_named_when_they_are_missed(client, monkeypatch):
-    monkeypatch.setattr(results, "_warned", set())  # nobody was warned yet
+    monkeypatch.setattr(_kept, "_warned", set())  # nobody was warned yet
     with pytest.warns(RuntimeWarning, match="'main'"):
         created = client.create_flow_run(main, parameters={"n": 5, "other": lambda: None})
     assert created.parameters == {"n": 5, "other": "<function>"}

@@ -29,9 +29,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
+from .._kept import KeptResult, ResultFiles
 from .._waits import to_datetime, to_us
 from ..exceptions import MissingResult
-from ..results import KeptResult, ResultFiles
 from ..states import Cancelled, Crashed, State, StateDetails, StateType
 from .objects import Constant, FlowRun, FlowRunResult, Parameter, TaskRun, TaskRunResult
 

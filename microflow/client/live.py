@@ -19,10 +19,10 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from .._kept import KeptResult, keep
 from .._waits import now_us, to_datetime
 from ..events import Record
 from ..exceptions import Conflict, Fenced
-from ..results import KeptResult, keep
 from ..states import AwaitingRetry, State, StateType
 from ..transitions import flow_verdict, task_verdict
 from .fold import Run, TaskHistory, note_record, rolled_back_state, state_of, state_record, task_record

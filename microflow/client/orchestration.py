@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from .._kept import keep
 from .._waits import now_us
 from ..entrypoints import entrypoint_of
 from ..events import Record
@@ -31,7 +32,6 @@ from ..exceptions import (
     RunningElsewhere,
 )
 from ..log import FORMAT, FORMAT_VERSION
-from ..results import keep
 from ..serializers import to_json
 from ..settings import current_settings, resolve_home
 from ..states import Pending, Scheduled, State, StateType

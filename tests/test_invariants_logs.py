@@ -21,12 +21,12 @@ from microflow.flows import load_flow_from_entrypoint
 from microflow.stores import FileStore
 
 from .invariants_support import (
-    PACKAGE,
     both_homes,
     home_fixture,  # noqa: F401 - autouse, named home
     only_run,
     published_fixture,  # noqa: F401 - named published
 )
+from .kill_support import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,8 +209,8 @@ def test_I13_a_logged_completion_is_not_executed_again_after_a_kill(name, bodies
     program.write_text(KILLED_PROGRAM)
     kill = Path(f"{witness}.kill")
     kill.write_text(str(bodies))
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    killed = subprocess.run([sys.executable, program, name, witness], env=environment, capture_output=True, timeout=60)
+    command = [sys.executable, program, name, witness]
+    killed = subprocess.run(command, env=environment(), capture_output=True, timeout=60)
     assert killed.returncode == -9, killed.stderr
     before = witness.read_text().splitlines()
     (run_id,) = [str(run.id) for run in current_client().read_flow_runs(flow_names=[name])]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._arguments import allow_failure, opaque, quote, unmapped
     from .client.orchestration import get_client
     from .context import tags
+    from .flow_runs import pause_flow_run, resume_flow_run, suspend_flow_run
     from .flows import Flow, flow
     from .logging import get_run_logger
     from .states import State
@@ -28,7 +29,10 @@ __all__ = [
     "get_client",
     "get_run_logger",
     "opaque",
+    "pause_flow_run",
     "quote",
+    "resume_flow_run",
+    "suspend_flow_run",
     "tags",
     "task",
     "unmapped",
@@ -43,7 +47,10 @@ _HOMES = {
     "get_client": "client.orchestration",
     "get_run_logger": "logging",
     "opaque": "_arguments",
+    "pause_flow_run": "flow_runs",
     "quote": "_arguments",
+    "resume_flow_run": "flow_runs",
+    "suspend_flow_run": "flow_runs",
     "tags": "context",
     "task": "tasks",
     "unmapped": "_arguments",

@@ -25,16 +25,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._arguments import find
+from ._boundary import is_held, released, stop_signal
 from ._definitions import hook_name
 from ._tracking import Tracking
 from ._waits import Waits, now_us, settle, to_us
 from .client.live import Answer, LiveRun
 from .client.orchestration import SyncClient, current_client
 from .context import FlowRunContext, current_tags
-from .exceptions import Abort, LogError, Pause, StorageError, UpstreamTaskError
+from .exceptions import Abort, FlowPauseTimeout, LogError, Pause, StorageError, UpstreamTaskError
 from .futures import RunFuture, resolve_argument, resolve_futures_to_states
 from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, flow_run_logger
 from .states import (
+    Cancelled,
+    Cancelling,
     Pending,
     Running,
     State,
@@ -55,6 +58,9 @@ if TYPE_CHECKING:
     from .task_runners import TaskRunner
 
 R = TypeVar("R")
+
+_BEFORE_RUNNING = frozenset({StateType.SCHEDULED, StateType.PENDING})
+_WHILE_RUNNING = frozenset({StateType.RUNNING})
 
 
 class BaseFlowRunEngine(Generic[R]):
@@ -88,6 +94,7 @@ class BaseFlowRunEngine(Generic[R]):
         self._value: Value[Any] | None = None
         self._raised: BaseException | None = None
         self._ended: State[Any] | None = None
+        self._crashed = False
 
     # ---------------------------------------------------------------------------------- what it knows
 
@@ -114,7 +121,8 @@ class BaseFlowRunEngine(Generic[R]):
         """Propose a state of the run (invariant I2: nothing else appends its states). A final one carries
         the release of the run, see ``LiveRun.propose``."""
         assert self.live is not None
-        return self.live.propose(state, force=force, release=not force)
+        only_from = None if force else _BEFORE_RUNNING if state.is_running() else _WHILE_RUNNING
+        return self.live.propose(state, force=force, release=not force, only_from=only_from)
 
     async def _begin_run(self) -> None:
         """Enter RUNNING. A run that was taken over while RUNNING is in it already."""
@@ -123,8 +131,30 @@ class BaseFlowRunEngine(Generic[R]):
             if answer.status == Answer.WAIT:
                 await self.waits.sleep(answer.seconds)
             elif answer.status == Answer.ABORT or not self.is_running():
-                raise Abort(f"flow run {self.state} cannot run: {answer.reason}")
+                raise self._refused(answer)
         await settle(self.call_hooks())
+
+    def _refused(self, answer: Answer) -> BaseException:
+        assert self.live is not None
+        if self.state.is_paused():
+            return Pause(f"flow run {self.live.flow_run.name!r} is paused; resume it first", state=self.state)
+        return stop_signal(self.live) or Abort(f"flow run {self.state} cannot run: {answer.reason}")
+
+    async def _conclude(self, state: State[Any]) -> None:
+        """Propose the state in which the attempt ends. A pause that somebody else asked for is waited out; a run that
+        was asked to stop ends by that; what others have ended stays as they have."""
+        assert self.live is not None
+        while True:
+            answer = self.set_state(state)
+            present = self.state
+            if answer.accepted or present.name == "AwaitingRetry":
+                return
+            if present.is_final():
+                self._raised = self._value = None
+                return
+            if not is_held(present):
+                raise self._refused(answer)
+            await released(self.live, self.waits)
 
     async def _await_retry(self) -> None:
         due = self.state.state_details.scheduled_time
@@ -139,12 +169,15 @@ class BaseFlowRunEngine(Generic[R]):
             error = ValueError(f"the flow returned {terminal}, which is no state that a run can end in")
             await settle(self.handle_exception(error))
             return
-        self.set_state(terminal)
+        await self._conclude(terminal)
 
     async def _handle_exception(self, error: Exception) -> None:
         self._raised = error
         self._log(ERROR, "Encountered exception during execution: %r", error, error=error)
-        self.set_state(exception_to_failed_state(error, message="Flow run encountered an exception:"))
+        state = exception_to_failed_state(error, message="Flow run encountered an exception:")
+        if isinstance(error, FlowPauseTimeout):
+            state.state_details.retriable = False  # another attempt would only pause again
+        await self._conclude(state)
 
     def handle_crash(self, error: BaseException) -> None:
         """Record that the run was interrupted; the interrupt goes on to the caller."""
@@ -161,7 +194,16 @@ class BaseFlowRunEngine(Generic[R]):
     async def _call_hooks(self, state: State[Any] | None = None) -> None:
         """Run the hooks of the present state, in order. What they raise is logged (invariant I7)."""
         state = state or self.state
-        for hook in self.flow.hooks_for(state.type):
+        hooks = self.flow.hooks_for(state.type)
+        context = FlowRunContext.get()
+        if hooks and self.live is not None and (context is None or context.live is not self.live):
+            with self._context(self.flow.task_runner):
+                await self._call_each(hooks, state)
+        else:
+            await self._call_each(hooks, state)
+
+    async def _call_each(self, hooks: list[Callable[..., Any]], state: State[Any]) -> None:
+        for hook in hooks:
             name = hook_name(hook)
             self._log(INFO, "Running hook %r in response to entering state %r", name, state.name)
             outcome = await self.waits.call(hook, self.flow, self.flow_run, state)
@@ -248,6 +290,7 @@ class BaseFlowRunEngine(Generic[R]):
 
     async def _run(self) -> None:
         """One run from its creation to its last hook."""
+        await self._wait_while_caller_is_paused()
         with self.initialize_run() as ended:
             if ended is not None:
                 self._hand_back(ended)
@@ -259,21 +302,70 @@ class BaseFlowRunEngine(Generic[R]):
                 return
             kind = "subflow run" if self._tracking is not None else "flow run"
             self._log(INFO, "Beginning %s %r for flow %r", kind, self.live.flow_run.name, self.flow.name)
-            await settle(self.begin_run())
-            while self.is_running():
-                await self._attempt()
-                if self.state.name == "AwaitingRetry":
-                    await self._await_retry()
-                    await settle(self.begin_run())
+            try:
+                await settle(self.begin_run())
+                while self.is_running():
+                    await self._attempt()
+                    if self.state.name == "AwaitingRetry":
+                        await self._await_retry()
+                        await settle(self.begin_run())
+            except BaseException as signal:  # what is no request of others is raised again
+                if self._request_behind(signal) not in ("cancel", "ended"):
+                    raise
+                await self._stop()
+                if not isinstance(signal, (Pause, Abort)):
+                    raise
+
+    async def _wait_while_caller_is_paused(self) -> None:
+        """A subflow is something new, too, that a paused run does not start."""
+        context = FlowRunContext.get()
+        if context is not None and self.live is None and is_held(context.flow_run.state):
+            await released(context.live, self.waits)
+
+    def _request_behind(self, signal: BaseException) -> str | None:
+        """Which request of others ended the body: "cancel" (of the run, or of one that called it), "suspend", or
+        "ended" when they gave the run a final state. None when it was interrupted."""
+        live, context = self.live, FlowRunContext.get()
+        if isinstance(signal, Exception) or live is None or live.token is None or self._crashed:
+            return None
+        try:
+            runs = [live]
+            if context is not None:
+                runs += [each.live for each in (context, *context.callers()) if each.live is not live]
+            for run in runs:
+                run.refresh()
+        except (LogError, StorageError):  # the signal goes on; whoever reads the log sees a run without an owner
+            return None
+        if self.state.is_final():
+            return "ended" if isinstance(signal, Abort) else None
+        states = [run.flow_run.state for run in runs]
+        if any(state is not None and state.is_cancelling() for state in states):
+            return "cancel"
+        return "suspend" if any(state is not None and state.is_suspended() for state in states) else None
+
+    async def _stop(self) -> None:
+        """Cancel the run: on_cancellation hooks while it is CANCELLING, then CANCELLED. Dying in between, readers see
+        it as CANCELLED all the same."""
+        self._raised = self._value = None
+        if self.state.is_final():
+            return
+        if not self.state.is_cancelling():  # a caller is to be cancelled
+            self.set_state(Cancelling(), force=True)
+        await settle(self.call_hooks())
+        self.set_state(Cancelled(message="The flow run was cancelled."), force=True)
+
+    def _context(self, runner: TaskRunner[Any]) -> FlowRunContext:
+        assert self.flow_run is not None and self.live is not None and self.parameters is not None
+        return FlowRunContext(self.flow, self.flow_run, self.live, self.client, runner, self.parameters)
 
     async def _attempt(self) -> None:
         """Run the body once, from the runner's start to the final state and its hooks."""
         live, flow_run = self.live, self.flow_run
         assert live is not None and flow_run is not None and self.parameters is not None
-        live.forget_calls()
+        live.begin_attempt()
         self._raised = self._value = None
         runner = self.flow.task_runner.duplicate()
-        with FlowRunContext(self.flow, flow_run, live, self.client, runner, self.parameters):
+        with self._context(runner):
             runner.__enter__()
             error: Exception | None = None
             result = None
@@ -283,11 +375,14 @@ class BaseFlowRunEngine(Generic[R]):
             except Exception as failure:  # user code: the run's outcome, not ours to judge
                 error = failure
             except BaseException as interrupt:
+                crashed = self._crashed = self._request_behind(interrupt) is None
                 try:
-                    self.handle_crash(interrupt)
+                    if crashed:
+                        self.handle_crash(interrupt)
                 finally:  # also when the log refuses the state: a runner that is left open leaves its threads behind
                     await self._leave(runner)
-                await settle(self.call_hooks())
+                if crashed:
+                    await settle(self.call_hooks())
                 raise
             await self._leave(runner)
             if error is not None:
@@ -300,6 +395,8 @@ class BaseFlowRunEngine(Generic[R]):
                 await settle(self.call_hooks())
 
     async def _leave(self, runner: TaskRunner[Any]) -> None:
+        assert self.live is not None
+        self.live.close_gate()
         if runner.is_idle():
             runner.__exit__(None, None, None)
         else:  # joins what runs, which may be what the loop itself has to serve
@@ -352,4 +449,4 @@ class BaseFlowRunEngine(Generic[R]):
     def _log_finished(self) -> None:
         state = self.state
         shown = repr(state) if FLOW_RUNS.isEnabledFor(DEBUG) else str(state)
-        self._log(INFO if state.is_completed() else ERROR, "Finished in state %s", shown)
+        self._log(INFO if state.is_completed() or state.is_paused() else ERROR, "Finished in state %s", shown)

@@ -148,7 +148,9 @@ class BaseTaskRunEngine(Generic[R]):
             task_run, states, force=force, source=self.task.source_digest, renamed=self._renamed
         )
         if answer.status == Answer.ABORT:
-            raise Abort(f"task run {task_run.name!r} cannot go on: {answer.reason}")
+            raise self._stopped(answer)
+        if answer.status == Answer.WAIT:
+            return self.set_state(Pending(name="Held", message=answer.reason), force=True)
         self._pending, self._renamed = None, False
         return self.state
 
@@ -159,9 +161,36 @@ class BaseTaskRunEngine(Generic[R]):
             await self.waits.block(self._call.recorder.sync)
         return state
 
+    def _stopped(self, answer: Answer) -> BaseException:
+        """The signal for the code around a run that its flow run does not let go on. A cancelled one is recorded so."""
+        call, task_run = self._call, self.task_run
+        assert call is not None and task_run is not None
+        flow_state = None if call.flow_context is None else call.flow_context.flow_run.state
+        if flow_state is not None and flow_state.is_suspended():
+            return Pause(f"task run {task_run.name!r} does not start: {answer.reason}", state=flow_state)
+        if flow_state is not None and flow_state.is_cancelling():
+            self.set_state(Cancelled(message="Its flow run was cancelled."), force=True)
+        return Abort(f"task run {task_run.name!r} cannot go on: {answer.reason}")
+
     async def _begin_run(self) -> None:
         self.set_state(Running())
+        if self.state.name == "Held":
+            await self._wait_while_held()
         await settle(self.call_hooks())
+
+    async def _wait_while_held(self) -> None:
+        """Wait for the end of the pause that holds this run back, then enter RUNNING, unless it is cancelled."""
+        from ._boundary import released  # only while a flow run is paused
+
+        call = self._call
+        assert call is not None and call.flow_context is not None
+        live = call.flow_context.live
+        while self.state.name == "Held":
+            await released(live, self.waits)
+            if self.is_cancelled() or live.gate_closed:
+                await self._cancel()
+            else:
+                self.set_state(Running())
 
     async def _wait_until_ready(self) -> None:
         state = self.state
@@ -387,10 +416,13 @@ class BaseTaskRunEngine(Generic[R]):
         """Record CANCELLED, in place of an attempt, if the runner asked the run to stop."""
         if not self.is_cancelled():
             return False
+        await self._cancel()
+        return True
+
+    async def _cancel(self) -> None:
         message = "The run was cancelled by its task runner before it started."
         await self._set_final_state(Cancelled(message=message), force=True)
         self._raised = CancelledRun(message)
-        return True
 
     async def _attempt(self) -> None:
         with self.run_context():

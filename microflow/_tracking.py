@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._boundary import check_boundary
 from .calls import Call, earlier_end, identity, stand_in, upstreams
 from .client.objects import TaskRun, new_run_id
 from .context import FlowRunContext, TaskRunContext, current_tags
@@ -40,6 +41,7 @@ class Tracking:
     @classmethod
     def of(cls, flow: Flow[Any, Any], parameters: dict[str, Any], context: FlowRunContext) -> Tracking:
         """The tracking run of the subflow call that the current run makes now."""
+        check_boundary(context)
         live, parent = context.live, context.flow_run.id
         inputs = {name: upstreams(value) for name, value in parameters.items()}
         task_context = TaskRunContext.get()

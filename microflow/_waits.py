@@ -275,6 +275,13 @@ def loop_is_running() -> bool:
     return events is not None and events._get_running_loop() is not None
 
 
+def call_later(seconds: float, fn: Callable[..., object], *args: Any) -> Any:
+    """Call `fn` on the running loop in so many seconds; gives what has a ``cancel()``."""
+    import asyncio  # only coroutines on a loop come here
+
+    return asyncio.get_running_loop().call_later(seconds, fn, *args)
+
+
 def choose_async(sync: bool | None = None) -> bool:
     """Whether a function that exists in both forms should act as its async one.
 

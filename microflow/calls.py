@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ._arguments import find
+from ._boundary import check_boundary
 from .client.objects import FlowRun, FlowRunResult, TaskRun, TaskRunInput, TaskRunResult, new_run_id
 from .client.orchestration import current_client
 from .context import FlowRunContext, TaskRunContext, current_tags
 from .exceptions import MicroflowException
 from .futures import RunFuture
 from .serializers import fingerprint
-from .states import State, Value
+from .states import State, StateType, Value
 
 if TYPE_CHECKING:
     from .client.live import LiveRun, MemoryTasks
@@ -84,6 +85,8 @@ def new_call(
         task_run = _new_task_run(task, run_id, task.name, None, inputs)
         return Call(task_run, current_client().tasks, None)
     flow_run, live = flow_context.flow_run, flow_context.live
+    if flow_context.parent is not None or flow_run.state_type is not StateType.RUNNING:
+        check_boundary(flow_context)
     parent = flow_run.id
     if task_context is not None and task_context.task_run.flow_run_id == flow_run.id:
         parent = task_context.task_run.id

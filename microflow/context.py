@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
+from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ._waits import RUN_IS_ASYNC, now_us, to_datetime
@@ -76,7 +77,7 @@ class ContextModel:
 class FlowRunContext(ContextModel):
     """The flow run whose body runs: one object for each attempt."""
 
-    __slots__ = ("_start", "client", "flow", "flow_run", "live", "parameters", "task_runner")
+    __slots__ = ("_pauses", "_start", "client", "flow", "flow_run", "live", "parameters", "parent", "task_runner")
     _current = ContextVar("microflow_flow_run", default=None)
 
     def __init__(
@@ -95,12 +96,26 @@ class FlowRunContext(ContextModel):
         self.client = client
         self.task_runner = task_runner
         self.parameters = parameters
+        #: the flow run that called this one as a subflow
+        self.parent = FlowRunContext.get()
+        self._pauses = count(1)
         self._start = now_us()
 
     @property
     def start_time(self) -> datetime | None:
         """When the attempt began."""
         return to_datetime(self._start)
+
+    def count_pause(self) -> str:
+        """The key of the next pause that is given none: 1, 2, … in the order of the attempt's calls."""
+        return str(next(self._pauses))
+
+    def callers(self) -> Iterator[FlowRunContext]:
+        """The flow run that called this one, the one that called that, and so on."""
+        context = self.parent
+        while context is not None:
+            yield context
+            context = context.parent
 
     def _colour(self) -> bool | None:
         return self.flow.isasync

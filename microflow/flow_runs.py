@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resuming flow runs."""
+"""Pausing, suspending, resuming, cancelling flow runs, and waiting for them.
+
+``pause_flow_run``, ``suspend_flow_run`` and ``resume_flow_run`` are plain calls in blocking code and give a coroutine
+in async code, as the current run's kind says (outside of runs, whether an event loop is running); the names with an
+``a`` in front are always coroutines.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._pausing import check_timeout, current_flow_run, pause_here, suspend_here
+from ._waits import AsyncioWaits, BlockingWaits, choose_async, dual, finish
 from .client.orchestration import SyncClient, current_client
 from .exceptions import MicroflowException, MissingFlowError
 from .flow_engine import run_flow
@@ -12,9 +19,112 @@ from .flow_engine import run_flow
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from ._waits import Waits
     from .client.fold import Run
     from .client.live import LiveRun
     from .flows import Flow
+    from .states import State
+
+
+# ------------------------------------------------------------------------------------------------- pause
+
+
+def pause_flow_run(
+    wait_for_input: Any = None,
+    timeout: float | None = 3600,
+    poll_interval: float = 10,
+    key: str | None = None,
+    *,
+    _sync: bool | None = None,
+) -> Any:
+    """Pause the current flow run until somebody resumes it; no task run starts meanwhile, those that have go on.
+
+    Callable in a flow, a subflow (only that is paused) or a task (its flow run is paused). FlowPauseTimeout is raised
+    here when nobody resumed it within `timeout` seconds (None: no limit); uncaught it fails the run, without a retry.
+    A pause whose `key` was passed before in this attempt returns at once; the default key is the number of the
+    pause in the attempt. A resume arrives by itself: `poll_interval` is accepted and not needed."""
+    body = _pause(timeout, key)
+    return body(AsyncioWaits()) if choose_async(_sync) else finish(body(BlockingWaits()))
+
+
+async def apause_flow_run(
+    wait_for_input: Any = None, timeout: float | None = 3600, poll_interval: float = 10, key: str | None = None
+) -> Any:
+    """The coroutine form of :func:`pause_flow_run`."""
+    return await _pause(timeout, key)(AsyncioWaits())
+
+
+def _pause(timeout: float | None, key: str | None) -> Any:
+    check_timeout(timeout)
+
+    async def body(waits: Waits) -> Any:
+        await pause_here(current_flow_run("paused"), waits, timeout, key)
+
+    return body
+
+
+# ----------------------------------------------------------------------------------------------- suspend
+
+
+def suspend_flow_run(
+    wait_for_input: Any = None,
+    flow_run_id: UUID | str | None = None,
+    timeout: float | None = 3600,
+    key: str | None = None,
+    client: Any = None,
+    *,
+    _sync: bool | None = None,
+) -> Any:
+    """Suspend the current flow run: its process is released, and any process that shares the home can go on with it
+    once it is resumed. The code runs again from the top then, and what had ended is handed back.
+
+    Raises Pause, which no ``except Exception`` catches, through the body and to the caller of the flow. RuntimeError in
+    a task, in a subflow, and when the flow could not be imported or its parameters not be rebuilt by another
+    process."""
+    check_timeout(timeout)
+    return dual(lambda: suspend_here(current_flow_run("suspended"), timeout, key), _sync)
+
+
+async def asuspend_flow_run(
+    wait_for_input: Any = None,
+    flow_run_id: UUID | str | None = None,
+    timeout: float | None = 3600,
+    key: str | None = None,
+    client: Any = None,
+) -> Any:
+    """The coroutine form of :func:`suspend_flow_run`."""
+    return suspend_flow_run(wait_for_input, flow_run_id, timeout, key, client, _sync=True)
+
+
+# ------------------------------------------------------------------------------------------------ resume
+
+
+def resume_flow_run(
+    flow_run_id: UUID | str, run_input: dict[str, Any] | None = None, *, _sync: bool | None = None
+) -> Any:
+    """Let a paused or suspended flow run go on, in whatever process it is; returns None.
+
+    Where the run's process waits, it goes on. A suspended run, or one whose process died, is marked to be run again:
+    ``python -m microflow resume RUN`` does both. NotPausedError when the run is not paused (any more), FlowPauseTimeout
+    after the deadline of the pause, ObjectNotFound for an unknown id, RuntimeError when `run_input` does not fit what
+    the pause asked for or the run cannot be run again; the run stays paused then."""
+    return dual(lambda: current_client().resume_flow_run(flow_run_id, run_input), _sync)
+
+
+async def aresume_flow_run(flow_run_id: UUID | str, run_input: dict[str, Any] | None = None) -> None:
+    """The coroutine form of :func:`resume_flow_run`."""
+    current_client().resume_flow_run(flow_run_id, run_input)
+
+
+def cancel_flow_run(flow_run_id: UUID | str) -> State[Any]:
+    """Ask a flow run, of whatever process, to stop; gives its state then: CANCELLING, or CANCELLED when no process runs
+    it.
+
+    A running flow notices it at its next boundary: a task call, a pause, the end of the body. What has started ends."""
+    return current_client().cancel_flow_run(flow_run_id)
+
+
+# --------------------------------------------------------------------------------------------- run again
 
 
 def check_flow_fits(run: Run, flow: Flow[Any, Any]) -> None:

@@ -181,6 +181,14 @@ class State(Generic[R]):
         """Whether the run has ended: COMPLETED, FAILED, CANCELLED or CRASHED."""
         return self.type in TERMINAL_STATES
 
+    def is_resuming(self) -> bool:
+        """Whether a suspended run waits for a process that goes on with it."""
+        return self.type is StateType.SCHEDULED and self.name == "Resuming"
+
+    def is_suspended(self) -> bool:
+        """Whether the run is paused without a process: it is run again from the top when it is resumed."""
+        return self.type is StateType.PAUSED and self.state_details.pause_reschedule
+
     def is_not_ready(self) -> bool:
         """Whether the run will never start because a run that it depends on did not complete."""
         return self.type is StateType.PENDING and self.name == "NotReady"

@@ -21,7 +21,7 @@ from ._arguments import expand_mapping, find
 from ._pool import LoopThread, Pool, PoolSlot
 from ._waits import SLOT, BlockingWaits, finish, slot_given_back
 from .calls import Call, new_call, upstreams
-from .exceptions import LogError, StorageError
+from .exceptions import LogError, Pause, StorageError
 from .futures import ConcurrentFuture, FutureList, RunFuture, resolve_argument
 from .settings import current_settings
 from .states import Cancelled, Pending, State, exception_to_crashed_state
@@ -183,11 +183,11 @@ class _Submission:
     def _failed(self, error: BaseException) -> None:
         """The engine itself raised: an interrupt, recorded as a crash, or an error before the run could start."""
         state = self.call.task_run.state
-        if isinstance(error, Exception) and (state is None or not state.is_crashed()):
-            self.future.set_exception(error)
+        stopped = state is not None and (state.is_crashed() or state.is_cancelled())
+        if isinstance(error, Pause) or (isinstance(error, Exception) and not stopped):
+            self.future.set_exception(error)  # a Pause is raised again in whoever waits: their flow run is suspended
         else:
-            crashed = state is not None and state.is_crashed()
-            self.future.set_result(state if crashed else exception_to_crashed_state(error))
+            self.future.set_result(state if stopped else exception_to_crashed_state(error))
 
     def record_cancelled(self) -> None:
         """Record that the run will not start, and complete its future."""

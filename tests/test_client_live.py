@@ -550,7 +550,7 @@ def test_equal_calls_are_counted_each_and_anew_in_the_next_attempt(client):
         thread.join()
     assert sorted(numbers) == list(range(20))
     assert live.occurrence(b"other") == 0
-    live.forget_calls()
+    live.begin_attempt()
     assert live.occurrence(b"call") == 0
 
 

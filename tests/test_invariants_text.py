@@ -84,11 +84,13 @@ def test_I2_nobody_but_the_client_appends_and_it_does_so_in_four_places():
 # ------------------------------------------------------------------------------------------------ I6
 
 SHARED = {"_task_lifecycle": "BaseTaskRunEngine", "_flow_lifecycle": "BaseFlowRunEngine"}
-OURS_TO_AWAIT = {"settle", "resolve_argument"}
+OURS_TO_AWAIT = {"settle", "resolve_argument", "released"}
 ASYNCIO = {
     "_waits": "AsyncioWaits, and what carries a coroutine to a loop",
     "_pool": "loop threads",
     "cli": "a coroutine flow's loop",
+    "_locks": "waiting for a lock on a loop, for a time",
+    "results": "reading and writing off the loop",
 }
 
 

@@ -183,6 +183,8 @@ class Run:
         self.tasks: dict[str, TaskHistory] = {}
         #: calls that failed or were rolled back before an operator's claim: run again instead of handed back
         self.dropped: set[str] = set()
+        #: the pauses that this attempt has passed or stands in; one whose key is known does not pause again
+        self.pause_keys: set[str] = set()
         #: the notes about assets, in order
         self.asset_notes: list[dict[str, Any]] = []
         self._flow_run: FlowRun | None = None
@@ -238,9 +240,7 @@ class Run:
 
     def _state(self, data: dict[str, Any], record: Record) -> None:
         if "run" not in data:
-            state = state_of(data, self.flow_run.id, None, self.store)
-            self.flow_run.enter(state, resuming=state.state_details.pause_key is not None)
-            self.states.append(state)
+            self.enter(state_of(data, self.flow_run.id, None, self.store))
             return
         task = self.tasks.get(data["run"])
         if task is not None:
@@ -250,6 +250,16 @@ class Run:
             if data["type"] == "RUNNING":
                 task.flow_run_count = self.flow_run.run_count
                 task.committed = False
+
+    def enter(self, state: State[Any]) -> None:
+        """Make `state` the flow run's, in the fold and in the live run alike (invariant I4)."""
+        before, key = self.flow_run.state, state.state_details.pause_key
+        if state.name == "AwaitingRetry" or (before is not None and before.is_final() and not state.is_final()):
+            self.pause_keys.clear()  # a new attempt pauses again where the last one did
+        elif state.is_paused() and key is not None:
+            self.pause_keys.add(key)
+        self.flow_run.enter(state)
+        self.states.append(state)
 
     def _task(self, data: dict[str, Any], record: Record) -> None:
         history = self.tasks.get(data["run"])
@@ -338,8 +348,8 @@ class Run:
         state = self.flow_run.state
         if state is None or state.is_final() or self.owner is None or owner_is_alive:
             return state
-        if state.is_paused() and state.state_details.pause_reschedule:
-            return state
+        if state.is_suspended() or state.is_resuming():
+            return state  # these have no process and need none
         message = f"Its process (pid {self.owner_pid} on {self.owner_host}) ended without reporting."
         derived = Cancelled(message=message) if state.is_cancelling() else Crashed(message=message)
         derived.at = state.at + 1

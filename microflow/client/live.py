@@ -29,7 +29,7 @@ from .fold import Run, TaskHistory, note_record, rolled_back_state, state_of, st
 from .objects import FINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from ..stores import Store
     from .objects import FlowRun, TaskRun
@@ -90,6 +90,10 @@ class LiveRun:
         self.epoch = run.epoch if token is not None else None
         self.live: dict[UUID, TaskRun] = {}
         self.handed_back = 0
+        #: whether the attempt ends, so that what a pause holds back is not to start any more
+        self.gate_closed = False
+        #: whether code of this process waits in the present pause, and acts on its deadline
+        self.has_pauser = False
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._calls: dict[bytes, int] = {}
@@ -101,8 +105,18 @@ class LiveRun:
 
     # -------------------------------------------------------------------------------------- flow run
 
-    def propose(self, state: State[Any], *, force: bool = False, release: bool = False) -> Answer:
+    def propose(
+        self,
+        state: State[Any],
+        *,
+        force: bool = False,
+        release: bool = False,
+        only_from: Container[StateType] | None = None,
+    ) -> Answer:
         """Propose a state of the flow run; appended if the transition table, or `force`, says so.
+
+        `only_from` names the types of state that the proposer believes the run to be in: when others have put it
+        into another one meanwhile (paused, suspended, cancelling), the proposal is rejected.
 
         With `release`, a final state and the owner's letting go are one line: no reader finds a finished
         run that still has an owner. Dying before this append leaves the run to be taken over; dying after
@@ -112,18 +126,31 @@ class LiveRun:
 
         def decide() -> tuple[Answer, list[dict[str, Any]]]:
             answer = self._judge(state, force)
+            present = self.flow_run.state
+            if only_from is not None and present is not None and present.type not in only_from:
+                answer = Answer(Answer.REJECT, present, f"the run is in state {present}")
             chosen = answer.state
             if answer.status in (Answer.WAIT, Answer.ABORT) or chosen is None or chosen is self.flow_run.state:
                 return answer, []
-            before = self.flow_run.state
-            if before is not None and chosen.at <= before.at:
-                chosen.at = before.at + 1
-            bodies = [state_record(chosen, None, result if chosen is state else None)]
+            bodies = [self.record_of(chosen, result if chosen is state else None)]
             if release and chosen.type in FINAL and self.token is not None:
                 bodies.append(self._release())
             return answer, bodies
 
         answer: Answer = self._transition(decide)
+        return answer
+
+    def record_of(self, state: State[Any], result: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The record of a state that the flow run is about to enter; its moment is later than the present one's."""
+        before = self.flow_run.state
+        if before is not None and state.at <= before.at:
+            state.at = before.at + 1
+        return state_record(state, None, result)
+
+    def decide(self, decision: Callable[[], tuple[Answer, list[dict[str, Any]]]]) -> Answer:
+        """Append what `decision` says, which looks at ``run`` and is asked again when somebody else was faster. It
+        runs under the mutex: it must not wait, and what it raises means that nothing was appended."""
+        answer: Answer = self._transition(decision)
         return answer
 
     def _judge(self, state: State[Any], force: bool) -> Answer:
@@ -235,7 +262,9 @@ class LiveRun:
                 status = Answer.ABORT if cell == "B" else Answer.REJECT
                 return Answer(status, present, f"a task run in state {present} cannot go to {state.type.value}"), []
             if state.type is StateType.RUNNING and flow_run.state_type is not StateType.RUNNING:
-                return Answer(Answer.ABORT, present, f"its flow run is in state {flow_run.state}"), []
+                refusal = self._refusal(task_run)
+                if refusal is not None:
+                    return refusal, []
             bodies = [] if task_run.recorded else [task_record(task_run, source)]
             if renamed and task_run.recorded:
                 bodies.append({"k": "rename", "run": run_id, "name": task_run.name})
@@ -249,6 +278,17 @@ class LiveRun:
 
         answer: Answer = self._transition(decide, entering)
         return answer
+
+    def _refusal(self, task_run: TaskRun) -> Answer | None:
+        """Why a task run may not enter RUNNING now, if so. While the flow run is paused, what has begun goes on, its
+        retries too; what has not is to wait."""
+        state, present = self.flow_run.state, task_run.state
+        reason = f"its flow run is in state {state}"
+        if state is None or not state.is_paused() or state.is_suspended():
+            return Answer(Answer.ABORT, present, reason)
+        if task_run.id in self.live and present is not None and present.type is not StateType.PENDING:
+            return None
+        return Answer(Answer.WAIT, present, reason)
 
     def _take_in(self, task_run: TaskRun) -> None:
         """Bring the object up to what the fold knows of it: an interrupt may have fallen between an append and its
@@ -346,11 +386,8 @@ class LiveRun:
             if body["k"] == "state" and answer is not None and answer.state is not None:
                 if "run" not in body:
                     answer.state.state_details.flow_run_id = self.flow_run.id
-                    self.flow_run.enter(
-                        answer.state, resuming=answer.state.state_details.pause_key is not None
-                    )
-                    self.run.states.append(answer.state)
-            elif body["k"] in ("release", "rename") and "run" not in body:
+                    self.run.enter(answer.state)
+            elif body["k"] in ("release", "rename", "input") and "run" not in body:
                 getattr(self.run, "_" + body["k"])(body, None)
 
     def _catch_up(self) -> None:
@@ -401,10 +438,19 @@ class LiveRun:
             self._calls[call] = number + 1
         return number
 
-    def forget_calls(self) -> None:
+    def begin_attempt(self) -> None:
         """Count occurrences anew: a flow retry is a new attempt."""
+        self.gate_closed = False
         with self._lock:
             self._calls.clear()
+
+    def close_gate(self) -> None:
+        """Let what a pause holds back know that it is not to start any more: the attempt ends."""
+        self.gate_closed = True
+        state = self.flow_run.state
+        if state is not None and state.type is StateType.PAUSED:
+            closing = Record(self.run_id, self.run.position, self.epoch, now_us(), "closing", {})
+            self.store.bus.publish([closing])
 
     def recorded_call(self, run_id: UUID) -> TaskHistory | None:
         """What the log of an earlier execution holds of this call."""

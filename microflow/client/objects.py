@@ -310,7 +310,10 @@ class FlowRun(_RunObject):
         self._next_scheduled_start_time: int | None = None
 
     def enter(self, state: State[Any], *, resuming: bool = False) -> None:
-        """Make `state` the present one, and keep the books of a flow run."""
+        """Make `state` the present one, and keep the books of a flow run. Going on after a pause or a suspension is
+        no further execution: it neither counts as a run nor uses up a retry."""
+        before = self.state
+        resuming = before is not None and (before.is_paused() or before.is_resuming())
         if state.name == "AwaitingRetry":
             self.attempt += 1
         self._next_scheduled_start_time = (

@@ -16,6 +16,7 @@ import os
 import random
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -39,9 +40,10 @@ from ..stores import FileStore, MemoryStore, Store
 from .fold import Run, shown, state_record
 from .live import Answer, LiveRun, MemoryTasks
 from .objects import FINAL, FlowRun, TaskRun, new_run_id, sort_key
+from .requests import cancel, resume, why_not_restartable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from ..flows import Flow
@@ -352,13 +354,38 @@ class SyncClient:
 
     def set_flow_run_state(self, flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Answer:
         """Propose a state for any flow run, also one that another process owns; that process is told."""
+        with self.addressed(flow_run_id) as live:
+            return live.propose(state, force=force)
+
+    @contextmanager
+    def addressed(self, flow_run_id: UUID | str) -> Iterator[LiveRun]:
+        """The run as one that requests can be addressed to, whoever owns it."""
         owned = self.owned.get(str(flow_run_id))
         live = owned or LiveRun(self.fold(str(flow_run_id)), self.store, None, keep_results=self.keep_results)
         try:
-            return live.propose(state, force=force)
+            yield live
         finally:
             if owned is None:
                 self.store.close(live.run_id)
+
+    def resume_flow_run(self, flow_run_id: UUID | str, run_input: dict[str, Any] | None = None) -> None:
+        """Let a paused run go on, with what it asked for; a suspended one can be run again then. Exactly one of any
+        number of concurrent calls succeeds. See ``flow_runs.resume_flow_run``."""
+        if run_input is not None and not isinstance(run_input, dict):
+            raise TypeError(f"run_input must be a dict, got {type(run_input).__name__}")
+        with self.addressed(flow_run_id) as live:
+            resume(live, self._works, lambda state: [], why_not_restartable)
+
+    def cancel_flow_run(self, flow_run_id: UUID | str) -> State[Any]:
+        """Ask a run to stop; gives the state that it is in then. Its process stops at the next boundary: a task call,
+        a wait of ours, the end of the body; what no process runs is CANCELLED at once."""
+        with self.addressed(flow_run_id) as live:
+            state = cancel(live, self._works).state
+            assert state is not None, "a run has a state from its first line"
+            return state
+
+    def _works(self, live: LiveRun) -> bool:
+        return self.is_alive(live.run)
 
     def delete_flow_run(self, flow_run_id: UUID | str) -> None:
         """Delete a run, its log and its results. RunningElsewhere while a process owns it."""
@@ -454,6 +481,14 @@ class Client:
     async def set_flow_run_state(self, flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Answer:
         """See :meth:`SyncClient.set_flow_run_state`."""
         return self._client.set_flow_run_state(flow_run_id, state, force)
+
+    async def resume_flow_run(self, flow_run_id: UUID | str, run_input: dict[str, Any] | None = None) -> None:
+        """See :meth:`SyncClient.resume_flow_run`."""
+        self._client.resume_flow_run(flow_run_id, run_input)
+
+    async def cancel_flow_run(self, flow_run_id: UUID | str) -> State[Any]:
+        """See :meth:`SyncClient.cancel_flow_run`."""
+        return self._client.cancel_flow_run(flow_run_id)
 
     async def delete_flow_run(self, flow_run_id: UUID | str) -> None:
         """See :meth:`SyncClient.delete_flow_run`."""

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boundaries: where a run looks whether it was asked to stop, and where it waits while it is paused.
+
+User code is never interrupted between boundaries. They are: a task call, submit, map, the call of a subflow, a pause,
+the end of the body. At each of them the log is consulted, mostly by appending to it: the append of somebody else's
+request makes ours a Conflict, and deciding again finds the request. A subflow looks at its callers too, whose logs it
+does not append to.
+
+What a boundary raises is a signal (``Pause``: the run is suspended; ``Abort``: it is to be cancelled), which user code
+that catches Exception does not swallow; who swallows BaseException meets the next boundary, at the latest the end.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ._waits import now_us, to_us
+from .client.news import News
+from .client.requests import expire, is_expired
+from .exceptions import Abort, MicroflowSignal, Pause
+
+if TYPE_CHECKING:
+    from ._waits import Waits
+    from .client.live import LiveRun
+    from .context import FlowRunContext
+    from .states import State
+
+
+def stop_signal(live: LiveRun) -> MicroflowSignal | None:
+    """What ends the body of a run, by the state that the fold has now; None while the body may go on."""
+    state = live.flow_run.state
+    if state is None or state.is_running() or (state.is_paused() and not state.is_suspended()):
+        return None
+    if state.is_suspended():
+        return Pause(f"flow run {live.flow_run.name!r} is suspended", state=state)
+    return Abort(f"flow run {live.flow_run.name!r} cannot go on: it is in state {state}")
+
+
+def callers_signal(context: FlowRunContext) -> MicroflowSignal | None:
+    """What ends the body of a subflow because a run that called it was asked to stop. Reads their logs."""
+    for caller in context.callers():
+        caller.live.refresh()
+        signal = stop_signal(caller.live)
+        if signal is not None:
+            return signal
+    return None
+
+
+def check_boundary(context: FlowRunContext) -> None:
+    """Raise what ends the body of the run, if it or a caller was asked to stop."""
+    signal = stop_signal(context.live) or callers_signal(context)
+    if signal is not None:
+        raise signal
+
+
+def is_held(state: State[Any] | None) -> bool:
+    """Whether a flow run in this state starts nothing new, and goes on later in this process."""
+    return state is not None and state.is_paused() and not state.is_suspended()
+
+
+def deadline_of(state: State[Any]) -> float | None:
+    """The deadline of a pause by the monotonic clock."""
+    due = to_us(state.state_details.pause_timeout)
+    return None if due is None else time.monotonic() + max(0.0, (due - now_us()) / 1e6)
+
+
+async def released(live: LiveRun, waits: Waits) -> None:
+    """Wait until a paused flow run goes on or is to stop, or its runner is left. A submitted run that waits here keeps
+    its slot: another one in its place would only be held as well.
+
+    A pause that nobody waits in (an operator's) ends here at its deadline."""
+    with News([live]) as news:
+        while True:
+            live.refresh()
+            state = live.flow_run.state
+            if state is None or not is_held(state) or live.gate_closed:
+                return
+            await news.next(waits, deadline_of(state), keep_slot=True)
+            if is_expired(state) and not live.has_pauser:
+                expire(live, state)

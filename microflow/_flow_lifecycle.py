@@ -32,7 +32,15 @@ from ._waits import Waits, now_us, settle, to_us
 from .client.live import Answer, LiveRun
 from .client.orchestration import SyncClient, current_client
 from .context import FlowRunContext, current_tags
-from .exceptions import Abort, FlowPauseTimeout, LogError, Pause, StorageError, UpstreamTaskError
+from .exceptions import (
+    Abort,
+    FlowPauseTimeout,
+    LogError,
+    ParameterTypeError,
+    Pause,
+    StorageError,
+    UpstreamTaskError,
+)
 from .futures import RunFuture, resolve_argument, resolve_futures_to_states
 from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, flow_run_logger
 from .states import (
@@ -269,24 +277,36 @@ class BaseFlowRunEngine(Generic[R]):
     # ------------------------------------------------------------------------------------- the whole life
 
     async def _prepare(self) -> bool:
-        """Resolve the parameters and name the run; False when an upstream run did not complete."""
+        """Resolve and check the parameters, and name the run. False when it is not to run: an upstream run did not
+        complete, or the parameters do not fit, for which no retry is spent."""
         assert self.parameters is not None and self.live is not None
         try:
             for name, value in self.parameters.items():
                 self.parameters[name] = await resolve_argument(value, self.waits)
             if self.wait_for is not None:
                 await resolve_argument(self.wait_for, self.waits)
-            own_name = self.flow.render_run_name(self.parameters)
+            if self.flow.should_validate_parameters:
+                self.parameters = self.flow.validate_parameters(self.parameters)
+            with self._context(self.flow.task_runner):  # the callable for the name may ask for the parameters
+                own_name = self.flow.render_run_name(self.parameters)
         except UpstreamTaskError as error:
             self.live.propose(Pending(name="NotReady", message=str(error)), force=True)
             return False
+        except ParameterTypeError as error:
+            await self._not_started(error, "Validation of flow parameters failed with error:")
+            return False
         except Exception as error:  # an argument that is no good, or the user's template or callable for the name
-            self.set_state(exception_to_failed_state(error, message="Flow run could not start:"), force=True)
-            await settle(self.call_hooks())
+            await self._not_started(error, "Flow run could not start:")
             raise
         if own_name is not None and own_name != self.live.flow_run.name:
             self.live.rename(own_name)
         return True
+
+    async def _not_started(self, error: Exception, message: str) -> None:
+        """Record FAILED of a run that never runs, and call its hooks."""
+        self._raised = error
+        self.set_state(exception_to_failed_state(error, message=message), force=True)
+        await settle(self.call_hooks())
 
     async def _run(self) -> None:
         """One run from its creation to its last hook."""
@@ -360,8 +380,8 @@ class BaseFlowRunEngine(Generic[R]):
 
     async def _attempt(self) -> None:
         """Run the body once, from the runner's start to the final state and its hooks."""
-        live, flow_run = self.live, self.flow_run
-        assert live is not None and flow_run is not None and self.parameters is not None
+        live = self.live
+        assert live is not None
         live.begin_attempt()
         self._raised = self._value = None
         runner = self.flow.task_runner.duplicate()

@@ -83,8 +83,27 @@ class InterruptedRun(MicroflowException):
 # ------------------------------------------------------------------------------- flows, tasks, calls
 
 
+class ValidationError(MicroflowException, ValueError):
+    """A value does not fit an annotation, or an input its class. ``problems`` has each place, from the outside in,
+    with the reason."""
+
+    def __init__(self, what: str, problems: Sequence[tuple[tuple[str | int, ...], str]] = ()) -> None:
+        lines = [f" - {'.'.join(map(str, place)) or 'value'}: {reason}" for place, reason in problems]
+        super().__init__("\n".join([f"{what}:", *lines]) if lines else what)
+        self.problems = list(problems)
+
+    def errors(self) -> list[dict[str, Any]]:
+        """The problems as models of others list theirs: ``loc`` and ``msg`` of each."""
+        return [{"loc": place, "msg": reason} for place, reason in self.problems]
+
+
 class ParameterTypeError(MicroflowException):
-    """Parameters do not fit the annotations of a flow."""
+    """Parameters do not fit the annotations of a flow; the text names each and what is wrong with it."""
+
+    @classmethod
+    def from_problems(cls, problems: Sequence[tuple[tuple[str | int, ...], str]]) -> ParameterTypeError:
+        """The error that lists all problems, a line for each."""
+        return cls(str(ValidationError("Flow run received invalid parameters", problems)))
 
 
 class ParameterBindError(MicroflowException, TypeError):

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, overload
 
 from ._definitions import Definition
-from .entrypoints import load_entrypoint
+from ._plain_json import plain
+from .entrypoints import entrypoint_of, load_entrypoint
 from .exceptions import InvalidNameError, MissingFlowError
 from .flow_engine import ReturnType, run_flow
 from .settings import current_settings
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from .coercion import Checks
     from .states import State
 
     Hook = Callable[..., object]
@@ -38,9 +41,9 @@ class FlowOptions(TypedDict, total=False):
     name: str | None
     #: the function's docstring unless given
     description: str | None
-    #: recorded with each run
+    #: recorded with each run; unless given a hash of the file that defines the function, which is not recorded
     version: str | None
-    #: a template for ``str.format`` with the parameters, or a callable
+    #: a template for ``str.format`` with the parameters, or a callable without arguments
     flow_run_name: str | Callable[..., str] | None
     #: how often a failed run is tried again, from the top
     retries: int | None
@@ -48,6 +51,19 @@ class FlowOptions(TypedDict, total=False):
     retry_delay_seconds: float | None
     #: where submitted tasks run: a runner, or a class of runners; threads unless given
     task_runner: TaskRunner[Any] | type[TaskRunner[Any]] | None
+    #: seconds that one attempt may take; none unless given
+    timeout_seconds: float | None
+    #: whether parameters are checked against the annotations, and made what they say; True unless given
+    validate_parameters: bool | None
+    #: whether results are persisted for caching; True if a storage or serializer is given, else what is around it
+    persist_result: bool | None
+    #: where and how results are persisted, also those of the tasks in the flow
+    result_storage: Any
+    result_serializer: Any
+    #: accepted for the reference's sake; the caller gets the value in either case
+    cache_result_in_memory: bool | None
+    #: whether ``print`` in the flow becomes a log record; what is around it, else the setting, unless given
+    log_prints: bool | None
     #: called with flow, flow run and state after the run completed
     on_completion: Iterable[Hook] | None
     #: called likewise after the run failed for good
@@ -60,7 +76,12 @@ class FlowOptions(TypedDict, total=False):
     on_running: Iterable[Hook] | None
 
 
-_ZERO_COUNTS = frozenset({"retries", "retry_delay_seconds"})
+#: options of which None says something; of all others it means: as it was
+_NONE_COUNTS = frozenset({"persist_result", "result_storage", "result_serializer", "log_prints"})
+#: options of which an empty value says something; of a text or a list of hooks it means: as it was
+_EMPTY_COUNTS = frozenset(
+    {"retries", "retry_delay_seconds", "timeout_seconds", "validate_parameters", "cache_result_in_memory"}
+)
 
 
 class Flow(Definition, Generic[P, R]):
@@ -102,6 +123,17 @@ class Flow(Definition, Generic[P, R]):
         for option in self.hook_types:
             self._set_hooks(option, options.get(option))  # type: ignore[arg-type]  # a hook option by its name
         self.call_version = options.get("version") or ""
+        seconds = options.get("timeout_seconds")
+        self.timeout_seconds = float(seconds) if seconds else None
+        self.should_validate_parameters = options.get("validate_parameters") is not False
+        self.result_storage, self.result_serializer = options.get("result_storage"), options.get("result_serializer")
+        persist = options.get("persist_result")
+        if persist is None and (self.result_storage is not None or self.result_serializer is not None):
+            persist = True
+        self.persist_result = persist
+        self.cache_result_in_memory = options.get("cache_result_in_memory") is not False
+        self.log_prints = options.get("log_prints")
+        self._checks: list[Checks] = []  # shared with bound copies; filled by the first call
 
     def _run_name_option(self) -> Any:
         return self.flow_run_name
@@ -109,10 +141,14 @@ class Flow(Definition, Generic[P, R]):
     def with_options(self, **options: Unpack[FlowOptions]) -> Flow[P, R]:
         """A new flow over the same function with some options replaced; this one stays as it is.
 
-        None and empty values keep the old option; ``retries=0`` and ``retry_delay_seconds=0`` count."""
-        return self._twin(
-            {name: value for name, value in options.items() if value or (name in _ZERO_COUNTS and value is not None)}
-        )
+        None keeps the old option, but for what a run inherits from around it (``log_prints``, ``persist_result``,
+        ``result_storage``, ``result_serializer``). An empty text and an empty list of hooks keep it too; 0 and False
+        count, so ``timeout_seconds=0`` takes the timeout off."""
+
+        def counts(name: str, value: Any) -> bool:
+            return bool(value) or (name in _NONE_COUNTS) or (name in _EMPTY_COUNTS and value is not None)
+
+        return self._twin({name: value for name, value in options.items() if counts(name, value)})
 
     if TYPE_CHECKING:  # what binding a method does to its type; at run time it is the Definition's
 
@@ -145,7 +181,84 @@ class Flow(Definition, Generic[P, R]):
         wait_for = kwargs.pop("wait_for", None)
         return run_flow(self, None, self.bind(args, kwargs), wait_for, return_type)
 
+    # ------------------------------------------------------------------------------------------ parameters
+
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The parameters as the annotations want them: ``"5"`` for an int becomes 5, a dict for a dataclass an object
+        of it. What has no annotation, and objects of classes, stay the very objects; lists and dicts are new ones.
+
+        ParameterTypeError, with every problem of every parameter. Futures must have been resolved before."""
+        checks = self._checks[0] if self._checks else self._read_annotations()
+        return parameters if checks is None else checks.take(parameters)
+
+    def _read_annotations(self) -> Checks | None:
+        if not self.parameters.names or not _has_annotations(self.fn):
+            return None
+        from .coercion import Checks  # 10 ms: only for flows that have annotations, when they are first called
+
+        checks = Checks(self.fn, self.parameters)
+        if checks.complete:
+            self._checks[:] = [checks]
+        return checks
+
+    def parameter_schema(self) -> dict[str, Any]:
+        """The JSON schema of the parameters, for tools that ask people for them."""
+        from .coercion import Checks  # 10 ms: rarely needed
+
+        return Checks(self.fn, self.parameters).schema()
+
+    def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The parameters in plain JSON, for people; what JSON cannot carry is ``"<TypeName>"``, never an error."""
+        bound = self.bound_names
+        return {name: plain(value) for name, value in parameters.items() if name not in bound}
+
+    # ----------------------------------------------------------------------------------------- what it is
+
+    @property
+    def version(self) -> str | None:
+        """The given version, else a hash of the source file; None when there is no such file."""
+        return self._version or _source_version(self.fn)
+
+    @version.setter
+    def version(self, version: str | None) -> None:
+        self._version = version
+
+    @property
+    def ismethod(self) -> bool:
+        """Whether this is bound to an object."""
+        return bool(self._bound) and not self.isclassmethod
+
+    @property
+    def _entrypoint(self) -> str:
+        """``"<file or module>:<qualname>"``; one that holds ``<locals>`` cannot be loaded."""
+        return entrypoint_of(self.fn) or f"{getattr(self.fn, '__module__', None)}:{self.qualified_name}"
+
     # ----------------------------------------------------------------------------------------------- hooks
+
+    @property
+    def on_completion_hooks(self) -> list[Hook]:
+        """The hooks of this flow, as they will be called; likewise the following."""
+        return self.hooks.setdefault(StateType.COMPLETED, [])
+
+    @property
+    def on_failure_hooks(self) -> list[Hook]:
+        """The hooks for failed runs."""
+        return self.hooks.setdefault(StateType.FAILED, [])
+
+    @property
+    def on_cancellation_hooks(self) -> list[Hook]:
+        """The hooks for runs that are asked to stop."""
+        return self.hooks.setdefault(StateType.CANCELLING, [])
+
+    @property
+    def on_crashed_hooks(self) -> list[Hook]:
+        """The hooks for interrupted runs."""
+        return self.hooks.setdefault(StateType.CRASHED, [])
+
+    @property
+    def on_running_hooks(self) -> list[Hook]:
+        """The hooks for runs that enter RUNNING."""
+        return self.hooks.setdefault(StateType.RUNNING, [])
 
     def on_cancellation(self, fn: Callable[..., T]) -> Callable[..., T]:
         """Decorate a function to be called with flow, flow run and state when a run was asked to stop."""
@@ -157,6 +270,32 @@ class Flow(Definition, Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Flow {self.name!r}>"
+
+
+def _has_annotations(fn: Any) -> bool:
+    """Whether a plain function has annotated parameters; anything else may have."""
+    if sys.version_info >= (3, 14):  # asking for them evaluates them
+        return getattr(fn, "__annotate__", True) is not None
+    annotations = getattr(fn, "__annotations__", None)
+    return annotations is None or bool(annotations.keys() - {"return"})
+
+
+_source_versions: dict[str, str | None] = {}  # of a file; it is read once, as the code was
+
+
+def _source_version(fn: Any) -> str | None:
+    path = getattr(getattr(fn, "__code__", None), "co_filename", None)
+    if not isinstance(path, str) or path.startswith("<"):
+        return None
+    if path not in _source_versions:
+        from hashlib import blake2b  # loaded by then, and of no use before
+
+        try:
+            with open(path, "rb") as file:
+                _source_versions[path] = blake2b(file.read(), digest_size=16).hexdigest()
+        except OSError:
+            _source_versions[path] = None
+    return _source_versions[path]
 
 
 @overload
@@ -181,3 +320,13 @@ def load_flow_from_entrypoint(entrypoint: str) -> Flow[Any, Any]:
             f"{entrypoint!r} is a {type(found).__name__}, not a flow; name a function that is decorated with @flow"
         )
     return found
+
+
+def load_function_and_convert_to_flow(entrypoint: str) -> Flow[Any, Any]:
+    """A flow, with its prints logged, made of the plain function that an entrypoint names; a flow stays what it is.
+    RuntimeError when there is no such function."""
+    try:
+        found = load_entrypoint(entrypoint)
+    except MissingFlowError as problem:
+        raise RuntimeError(str(problem)) from problem
+    return found if isinstance(found, Flow) else Flow(found, log_prints=True)

@@ -389,6 +389,8 @@ def shown(data: Any) -> Any:
     if "$" not in data:
         return {key: shown(value) for key, value in data.items()}
     value = data.get("v")
+    if data["$"] in ("dataclass", "namedtuple", "enum"):
+        return shown(value[-1] if isinstance(value, list) and value else value)
     if data["$"] == "dict":
         return {str(shown(key)): shown(item) for key, item in value or ()}
     return shown(value)

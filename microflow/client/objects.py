@@ -316,6 +316,8 @@ class FlowRun(_RunObject):
         resuming = before is not None and (before.is_paused() or before.is_resuming())
         if state.name == "AwaitingRetry":
             self.attempt += 1
+        if state.type in FINAL and self._start_time is None:
+            self._start_time = state.at  # it ended without having begun: parameters that do not fit, a cancellation
         self._next_scheduled_start_time = (
             to_us(state.state_details.scheduled_time) if state.type is StateType.SCHEDULED else None
         )

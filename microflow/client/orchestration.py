@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from .._kept import keep
+from .._plain_json import plain
 from .._waits import now_us
 from ..entrypoints import entrypoint_of
 from ..events import Record
@@ -33,11 +34,10 @@ from ..exceptions import (
     RunningElsewhere,
 )
 from ..log import FORMAT, FORMAT_VERSION
-from ..serializers import to_json
 from ..settings import current_settings, resolve_home
 from ..states import Pending, Scheduled, State, StateType
 from ..stores import FileStore, MemoryStore, Store
-from .fold import Run, shown, state_record
+from .fold import Run, state_record
 from .live import Answer, LiveRun, MemoryTasks
 from .objects import FINAL, FlowRun, TaskRun, new_run_id, sort_key
 from .requests import cancel, resume, why_not_restartable
@@ -106,7 +106,7 @@ class SyncClient:
             fields.pop("id", None) or new_run_id(),
             name or random_name(),
             flow_name=flow.name,
-            flow_version=flow.version,
+            flow_version=flow.call_version or None,
             entrypoint=entrypoint_of(flow.fn),
             empirical_policy=policy,
             **fields,
@@ -415,10 +415,7 @@ def _filter(
 
 def _shown_value(value: Any) -> Any:
     """A parameter for people, beside one that is kept elsewhere: short, since it stands in the header."""
-    try:
-        form = shown(to_json(value))
-    except (MicroflowException, ValueError):
-        return f"<{type(value).__name__}>"
+    form = plain(value)
     length = len(json.dumps(form))
     return form if length <= 1000 else f"<{type(value).__name__}, {length:,} characters of JSON>"
 

@@ -21,33 +21,66 @@ MAX_DEPTH = 100
 
 
 def plain(value: Any, *, strict: bool = False) -> Any:
-    """The value in plain JSON. What JSON cannot carry is ``"<TypeName>"``, or with `strict` a TypeError or a
-    ValueError."""
+    """The value in plain JSON. What JSON cannot carry is ``"<TypeName>"``, or with `strict` a ValueError."""
     try:
-        return _plain(value, strict, MAX_DEPTH)
-    except (TypeError, ValueError, RecursionError) as problem:
+        return _Walk(strict).plain(value)
+    except Exception as problem:  # whatever attributes and methods of the user's raise
         if strict:
-            raise ValueError(f"cannot be written as JSON: {problem}") from problem
+            raise ValueError(f"a {type(value).__name__} cannot be written as JSON: {problem}") from problem
         return f"<{type(value).__name__}>"
 
 
-def _plain(value: Any, strict: bool, depth: int) -> Any:
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"JSON has no {value}")
-        return value
-    if depth == 0:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep")
-    if isinstance(value, Mapping):
-        return {_name(key): _plain(member, strict, depth - 1) for key, member in value.items()}
-    if isinstance(value, (list, tuple, AbstractSet)):
-        return [_plain(member, strict, depth - 1) for member in value]
-    text = _text(value)
-    return text if text is not None else _object(value, strict, depth)
+class _Walk:
+    """One call of :func:`plain`. ``inside`` are the ids of the objects around the present one."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.inside: set[int] = set()
+
+    def plain(self, value: Any) -> Any:
+        if isinstance(value, Enum):
+            value = value.value
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise ValueError(f"JSON has no {value}")
+            return value
+        text = _text(value)
+        if text is not None:
+            return text
+        if id(value) in self.inside or len(self.inside) == MAX_DEPTH:
+            raise ValueError(f"it holds itself, or is nested more than {MAX_DEPTH} deep")
+        self.inside.add(id(value))
+        try:
+            return self._members(value)
+        finally:
+            self.inside.discard(id(value))
+
+    def _members(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {_name(key): self.plain(member) for key, member in value.items()}
+        if isinstance(value, (list, tuple, AbstractSet)):
+            return [self.plain(member) for member in value]
+        if isinstance(value, (type, BaseException)):
+            raise TypeError(f"a {type(value).__name__} is no JSON")
+        dump = getattr(value, "model_dump", None)
+        if callable(dump):
+            return self.plain(dump())
+        fields = getattr(value, "__dataclass_fields__", None)
+        if fields is not None:
+            return {name: self.plain(getattr(value, name)) for name in fields if hasattr(value, name)}
+        attributes = getattr(value, "__dict__", None)
+        if self.strict or not attributes or callable(value):
+            raise TypeError(f"a {type(value).__name__} is no JSON")
+        return {name: self._attribute(member) for name, member in attributes.items() if not name.startswith("_")}
+
+    def _attribute(self, value: Any) -> Any:
+        """One attribute of an object of the user's; what cannot be written does not hide the others."""
+        try:
+            return self.plain(value)
+        except Exception:  # as in plain()
+            return f"<{type(value).__name__}>"
 
 
 def _name(key: Any) -> str:
@@ -72,21 +105,8 @@ def _text(value: Any) -> Any:
             return value.decode()
         except UnicodeDecodeError:
             return base64.b64encode(value).decode("ascii")
-    if isinstance(value, UUID) or hasattr(value, "__fspath__"):
+    if isinstance(value, UUID) or (hasattr(value, "__fspath__") and not isinstance(value, type)):
         return str(value)
     if type(value).__name__ == "Decimal" and hasattr(value, "as_tuple"):
         return str(value)
     return None
-
-
-def _object(value: Any, strict: bool, depth: int) -> Any:
-    dump = getattr(value, "model_dump", None)
-    if callable(dump) and not isinstance(value, type):
-        return _plain(dump(), strict, depth - 1)
-    fields = getattr(value, "__dataclass_fields__", None)
-    if fields is not None and not isinstance(value, type):
-        return {name: _plain(getattr(value, name), strict, depth - 1) for name in fields if hasattr(value, name)}
-    attributes = getattr(value, "__dict__", None)
-    if strict or not attributes or isinstance(value, type) or callable(value) or isinstance(value, BaseException):
-        raise TypeError(f"a {type(value).__name__} is no JSON")
-    return {name: plain(member) for name, member in attributes.items() if not name.startswith("_")}

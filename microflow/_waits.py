@@ -82,7 +82,7 @@ class Waitable(Protocol):
 class Waits(Protocol):
     """The three things that wait, as coroutines; an engine awaits nothing else."""
 
-    async def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome[Any]:
+    async def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Outcome[Any]:
         """Call user code."""
         ...
 
@@ -100,7 +100,7 @@ class Waits(Protocol):
 class BlockingWaits:
     """Waits that block the calling thread. Their coroutines never suspend."""
 
-    async def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome[Any]:
+    async def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Outcome[Any]:
         """Call `fn` in this thread; a coroutine that it returns is run to its end."""
         try:
             value = fn(*args, **kwargs)
@@ -128,7 +128,7 @@ class BlockingWaits:
 class AsyncioWaits:
     """Waits for coroutines on an asyncio loop."""
 
-    async def call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Outcome[Any]:
+    async def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Outcome[Any]:
         """Call `fn` on the loop and await what it returns if that can be awaited."""
         try:
             value = fn(*args, **kwargs)

@@ -21,6 +21,7 @@ never evaluated.
 from __future__ import annotations
 
 import sys
+import typing
 from collections import Counter, OrderedDict, abc, defaultdict, deque
 from enum import Enum
 from types import FunctionType, UnionType
@@ -160,6 +161,8 @@ class Reader:
             return PredicateShape(callable, "callable")
         if type(origin).__name__ == "TypeAliasType":
             return self.read(origin.__value__, names)
+        if origin is tuple and args in ((), ((),)) and annotation is not typing.Tuple:  # noqa: UP006 - that one is any tuple
+            return TupleShape([])  # tuple[()]
         if isinstance(origin, type):
             return self._class(origin, args, names)
         return ANY
@@ -168,7 +171,7 @@ class Reader:
         if get_origin(base) in (Union, UnionType):
             base = get_args(base)
         bases = base if isinstance(base, tuple) else (base,)
-        if not all(isinstance(each, type) for each in bases):
+        if base is Any or not all(isinstance(each, type) for each in bases):
             return PredicateShape(lambda value: isinstance(value, type), "a class")
         wanted = f"a subclass of {' or '.join(each.__name__ for each in bases)}"
         return PredicateShape(lambda value: isinstance(value, type) and issubclass(value, bases), wanted)
@@ -198,8 +201,8 @@ class Reader:
 
     def _tuple(self, args: tuple[Any, ...], names: Mapping[str, Any] | None) -> Shape:
         if not args or (len(args) == 2 and args[1] is Ellipsis):
-            return ItemsShape(self.read(args[0], names) if args and args != ((),) else ANY, tuple)
-        return TupleShape([] if args == ((),) else [self.read(each, names) for each in args])
+            return ItemsShape(self.read(args[0], names) if args else ANY, tuple)
+        return TupleShape([self.read(each, names) for each in args])
 
     def _user_class(self, kind: Any) -> Shape:
         if issubclass(kind, Enum):

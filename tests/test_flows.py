@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from typing import Any
 
@@ -13,9 +14,10 @@ from microflow import Flow, flow, tags, task
 from microflow.context import FlowRunContext, TaskRunContext, get_run_context
 from microflow.exceptions import InvalidNameError, MissingContextError, MissingFlowError, ParameterBindError
 from microflow.exceptions import ReservedArgumentError as Reserved
-from microflow.flows import load_flow_from_entrypoint
+from microflow.flows import load_flow_from_entrypoint, load_function_and_convert_to_flow
 from microflow.settings import temporary_settings
 from microflow.task_runners import ThreadPoolTaskRunner
+from tests.behaviour_support import pins
 from tests.support import Colour, both, flow_run_ids, fold, memory_home, run, task_ids
 
 make: Any = Flow  # for calls that a type checker would refuse, as users make them
@@ -40,7 +42,7 @@ class TestOptions:
         assert isinstance(my_flow, Flow)
         assert isinstance(flow()(lambda: 1), Flow)
         assert flow(name="n")(lambda: 1).name == "n"
-
+    @pins("flows", 2, 9)
     def test_names(self):
         assert (my_flow.name, my_flow.__name__, my_flow.description) == ("my-flow", "my_flow", "Do\n\nit.")
         assert make(lambda: 1).name == "unknown-lambda"
@@ -50,28 +52,32 @@ class TestOptions:
         assert my_flow.fn(1) == 3
         assert flow_run_ids() == []
 
+    @pins("flows", 4)
     @pytest.mark.parametrize(("name", "hint"), [(1, "int"), (len, "meant to call it")])
     def test_a_name_must_be_text(self, name, hint):
         with pytest.raises(TypeError, match=hint):
             make(lambda: 1, name=name)
 
+    @pins("flows", 3)
     @pytest.mark.parametrize("character", "/%&<>")
     def test_some_characters_are_not_for_names(self, character):
         with pytest.raises(InvalidNameError, match="contains an invalid character"):
             make(lambda: 1, name=f"my{character}flow")
 
+    @pins("flows", 6)
     @pytest.mark.parametrize("name", ["wait_for", "return_state"])
     def test_parameters_that_calls_need_are_reserved(self, name):
         with pytest.raises(Reserved, match="is a reserved argument name"):
             make(eval(f"lambda {name}: 1"))
 
+    @pins("flows", 7)
     @pytest.mark.parametrize("option", ["on_completion", "on_failure", "on_cancellation", "on_crashed", "on_running"])
     def test_hooks_must_be_an_iterable_of_callables(self, option):
         with pytest.raises(TypeError, match=f"Expected iterable for '{option}'"):
             make(lambda: 1, **{option: print})
         with pytest.raises(TypeError, match="Expected callables"):
             make(lambda: 1, **{option: ["x"]})
-
+    @pins("flows", 1, 5)
     def test_other_mistakes_are_named(self):
         with pytest.raises(TypeError, match="callable"):
             make({})
@@ -79,6 +85,65 @@ class TestOptions:
             make(lambda: 1, timeout=3)
         with pytest.raises(TypeError, match="flow_run_name"):
             make(lambda: 1, flow_run_name=4)
+
+    @pins("flows", 5)
+    def test_a_run_name_that_is_no_text_is_named_at_the_call_too(self):
+        made = make(lambda: 1)
+        made.flow_run_name = object()
+        with pytest.raises(TypeError, match="flow_run_name"):
+            made()
+
+    @pins("flows", 8)
+    def test_the_version_is_what_is_given_or_follows_from_the_source_file(self):
+        assert make(lambda: 1, version="7").version == "7"
+        own = my_flow.version
+        assert isinstance(own, str)
+        assert own == make(test_a_coroutine_flow_that_is_not_awaited_makes_no_run).version
+        typed = {"flow": flow}
+        exec("@flow\ndef typed(): pass", typed)
+        nowhere: Any = typed["typed"]
+        assert nowhere.version is None
+        exec(compile("@flow\ndef typed(): pass", "/absent/file.py", "exec"), typed)
+        lost: Any = typed["typed"]
+        assert lost.version is None
+
+    @pins("flows", 10)
+    def test_a_storage_or_a_serializer_asks_for_persistence_unless_that_is_given(self):
+        made = [make(lambda: 1, **{option: "x"}) for option in ("result_storage", "result_serializer")]
+        assert [each.persist_result for each in made] == [True, True]
+        assert make(lambda: 1, result_storage="x", persist_result=False).persist_result is False
+        assert make(lambda: 1).persist_result is None
+
+    def test_the_rest_of_the_options_have_their_defaults(self):
+        made = make(lambda: 1)
+        assert (made.timeout_seconds, made.log_prints, made.should_validate_parameters) == (None, None, True)
+        assert (made.cache_result_in_memory, made.result_storage, made.result_serializer) == (True, None, None)
+        assert make(lambda: 1, timeout_seconds=0).timeout_seconds is None
+        assert make(lambda: 1, timeout_seconds=2).timeout_seconds == 2.0
+
+    def test_hooks_are_in_lists_by_their_names_and_can_be_decorated_on(self):
+        made = make(lambda: 1, on_failure=iter([print]))
+        assert made.on_failure_hooks == [print]
+        for option in ("on_completion", "on_failure", "on_cancellation", "on_crashed", "on_running"):
+            assert getattr(made, option)(repr) is repr
+            assert getattr(made, f"{option}_hooks")[-1] is repr
+
+    def test_what_kind_of_function_it_is(self):
+        class Owner:
+            @flow
+            def method(self):
+                return 1
+
+            @flow  # type: ignore[arg-type]
+            @classmethod
+            def of_class(cls):
+                return 1
+
+        owner: Any = Owner
+        assert (owner().method.ismethod, owner.method.ismethod, owner.of_class.ismethod) == (True, False, False)
+        assert (owner.of_class.isclassmethod, my_flow.isstaticmethod, my_flow.isasync) == (True, False, False)
+        assert my_flow._entrypoint == f"{__name__}:my_flow"
+        assert "<locals>" in owner.method._entrypoint
 
     def test_default_retries_come_from_the_settings(self):
         with temporary_settings(default_flow_retries=1, default_flow_retry_delay_seconds=0.5):
@@ -101,13 +166,31 @@ class TestWithOptions:
         assert (kept.name, kept.version, kept.retries, list(kept.hooks.values())) == ("n", "1", 3, [[print]])
         zero = original.with_options(retries=0, retry_delay_seconds=0)
         assert (zero.retries, zero.retry_delay_seconds) == (0, 0)
+    @pins("flows", 11, 12)
+    def test_none_is_an_answer_where_a_run_inherits_and_zero_and_false_always(self):
+        original = make(
+            lambda: 1, timeout_seconds=5, log_prints=True, result_serializer="json", result_storage="there",
+            persist_result=True, validate_parameters=False, cache_result_in_memory=False, retries=1,
+        )  # fmt: skip
+        same = original.with_options()
+        assert same is not original
+        attributes = ("timeout_seconds", "log_prints", "persist_result", "should_validate_parameters",
+                      "cache_result_in_memory", "retries", "result_storage", "_entrypoint")  # fmt: skip
+        assert [getattr(same, name) for name in attributes] == [getattr(original, name) for name in attributes]
+        kept = original.with_options(name="other", timeout_seconds=None, validate_parameters=None)
+        assert [getattr(kept, name) for name in attributes] == [getattr(original, name) for name in attributes]
+        inherits = original.with_options(log_prints=None, result_serializer=None, result_storage=None)
+        assert (inherits.log_prints, inherits.result_serializer, inherits.result_storage) == (None, None, None)
+        zero = original.with_options(timeout_seconds=0, validate_parameters=True, retries=0)
+        assert (zero.timeout_seconds, zero.should_validate_parameters, zero.retries) == (None, True, 0)
 
+    @pins("flows", 14)
     def test_a_hook_on_the_copy_is_not_on_the_original(self):
         original = make(lambda: 1, on_completion=[print])
         copied = original.with_options(name="copy")
         copied.on_completion(repr)
         assert list(original.hooks.values()) == [[print]]
-
+    @pins("flows", 13)
     def test_a_class_method_flow_keeps_its_class(self):
         class Base:
             @flow  # type: ignore[arg-type]
@@ -127,6 +210,7 @@ class TestCalling:
         state = colour.run(made, 1, y=4, return_state=True)
         assert (state.name, state.result(_sync=True)) == ("Completed", 5)
 
+    @pins("flows", 19)
     @both
     def test_a_call_that_does_not_fit_raises_at_once_and_makes_no_run(self, colour: Colour):
         made = colour.flow(lambda x: x)
@@ -135,6 +219,7 @@ class TestCalling:
                 made(**options)  # a coroutine flow does not wait for its await
         assert flow_run_ids() == []
 
+    @pins("flows", 15)
     @both
     def test_defaults_are_part_of_the_recorded_parameters(self, colour: Colour):
         colour.run(colour.flow(lambda x, y=2, *more, z=3, **named: 1), 1, named_one=5)
@@ -152,6 +237,7 @@ class TestCalling:
             assert colour.run(made, thing)
         assert fold().flow_run.parameters == {"x": "<Thing>"}
 
+    @pins("flows", 26, 27, 28)
     @both
     def test_futures_states_and_annotations_are_resolved_first(self, colour: Colour):
         from microflow import allow_failure
@@ -174,6 +260,7 @@ class TestCalling:
 
         assert colour.run(outer) == ["5", "[5]", repr(error)]
 
+    @pins("flows", 27)
     @both
     def test_a_failed_upstream_leaves_the_run_not_ready(self, colour: Colour):
         from microflow.exceptions import UnfinishedRun
@@ -227,6 +314,7 @@ class TestCalling:
         runs = [fold(each).flow_run for each in flow_run_ids()]
         assert [each.parent_flow_run_id for each in runs] == [None, None]
 
+    @pins("flows", 83)
     @both
     def test_tags_come_from_around_the_call(self, colour: Colour):
         made = colour.flow(lambda: 1)
@@ -236,6 +324,7 @@ class TestCalling:
 
 
 class TestMethods:
+    @pins("flows", 29)
     def test_two_bound_instances_do_not_mix_up(self):
         class Named:
             def __init__(self, name):
@@ -257,6 +346,19 @@ class TestMethods:
         assert [each.name for each in runs] == ["run-of-second", "run-of-first", "run-of-third"]
         assert runs[0].parameters == {"x": 1}  # bound, the instance is no parameter
 
+    @pins("flows", 30)
+    def test_the_class_takes_the_instance_as_an_argument_before_and_after_it_was_bound(self):
+        @dataclasses.dataclass
+        class Named:
+            name: str
+
+            @flow
+            def tell(self: Named):
+                return self.name
+
+        first = Named("first")
+        assert (Named.tell(first), first.tell(), Named.tell(Named("second"))) == ("first", "first", "second")
+
     @pytest.mark.parametrize("outside", [True, False], ids=["flow-outside", "flow-inside"])
     def test_static_methods(self, outside):
         def plain(x):
@@ -269,11 +371,13 @@ class TestMethods:
 
 
 class TestRunNames:
+    @pins("flows", 31)
     @both
     def test_a_template_uses_parameters_and_defaults(self, colour: Colour):
         colour.run(colour.flow(lambda foo=1, bar=2: foo, flow_run_name="hi-{foo}-{bar}"), bar="x")
         assert fold().flow_run.name == "hi-1-x"
 
+    @pins("flows", 34, 35)
     @both
     def test_is_made_once_per_run_before_it_runs(self, colour: Colour):
         asked: list[int] = []
@@ -292,14 +396,22 @@ class TestRunNames:
         records = [body for body in _bodies(flow_run_ids()[0]) if body["k"] in ("rename", "state")]
         assert [record.get("name", record.get("type")) for record in records[:3]] == ["PENDING", "number-1", "RUNNING"]
 
+    @pins("flows", 33)
     @both
     @pytest.mark.parametrize(("template", "error"), [(lambda: None, TypeError), ("{nope}", KeyError)])
     def test_a_bad_one_reaches_the_caller_and_is_recorded_as_the_failure(self, colour: Colour, template, error):
         made = colour.flow(lambda: 1, flow_run_name=template)
-        with pytest.raises(error):
+        with pytest.raises(error, match="NoneType" if error is TypeError else "nope"):
             colour.run(made, return_state=True)
         assert [state.name for state in fold().states] == ["Pending", "Failed"]
         assert fold().owner is None
+
+    @pins("flows", 36)
+    def test_the_own_name_stands_in_the_line_that_says_that_the_run_begins(self, caplog):
+        caplog.set_level("INFO", logger="microflow")
+        flow(lambda x: x, flow_run_name="number-{x}")(5)
+        (said,) = [record.getMessage() for record in caplog.records if "Beginning" in record.getMessage()]
+        assert "'number-5'" in said
 
     def test_without_one_the_run_gets_two_words(self):
         my_flow(1)
@@ -349,7 +461,7 @@ class TestContexts:
         flow(lambda: task(child.fn and (lambda: child()))())()
         assert isinstance(seen[0], FlowRunContext)
         assert seen[0].flow.name == "child"
-
+    @pins("flows", 86)
     def test_a_context_can_be_entered_once_at_a_time(self):
         @flow
         def body():
@@ -397,6 +509,15 @@ class TestLoading:
         assert load_flow_from_entrypoint(f"{script}:hello")() == "hi"
         with pytest.raises(MissingFlowError, match="int, not a flow"):
             load_flow_from_entrypoint(f"{script}:other")
+
+    def test_a_plain_function_becomes_a_flow_whose_prints_are_logged(self, tmp_path):
+        script = tmp_path / "my_function.py"
+        script.write_text("from microflow import flow\ndef hello(): return 'hi'\n@flow\ndef made(): pass\n")
+        loaded = load_function_and_convert_to_flow(f"{script}:hello")
+        assert (loaded.name, loaded.log_prints, loaded()) == ("hello", True, "hi")
+        assert load_function_and_convert_to_flow(f"{script}:made").log_prints is None
+        with pytest.raises(RuntimeError, match="absent"):
+            load_function_and_convert_to_flow(f"{script}:absent")
 
 
 def test_a_coroutine_flow_that_is_not_awaited_makes_no_run():

@@ -166,8 +166,7 @@ def test_each_link_leads_to_a_file_or_a_heading():
 @pytest.mark.parametrize(
     "decorator",
     [
-        "flow(timeout_seconds=1)",
-        "flow(log_prints=True)",
+        "flow(schedule='daily')",
     ],
 )
 def test_what_is_not_there_yet_is_refused(tmp_path, decorator):

@@ -25,18 +25,20 @@ again under the same id (``calls`` says how a call is recognised).
 from __future__ import annotations
 
 import random
-from contextlib import contextmanager
+import warnings
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
-from ._arguments import contains_special, find
 from ._definitions import hook_name
-from ._waits import Waits, now_us, settle, to_datetime, to_us
+from ._task_preparation import prepare
+from ._timeouts import Limit
+from ._timeouts import limit as start_limit
+from ._waits import Outcome, Waits, entered, now_us, scope, settle, to_datetime, to_us
 from .calls import Call, new_call
 from .client.live import Answer
+from .client.orchestration import current_client
 from .context import TaskRunContext
-from .exceptions import Abort, CancelledRun, LogError, MicroflowException, Pause, StorageError, UpstreamTaskError
-from .futures import RunFuture, resolve_argument
-from .logging import DEBUG, ERROR, INFO, TASK_RUNS, RunLogger, task_run_logger
+from .exceptions import Abort, CancelledRun, LogError, Pause, StorageError
+from .logging import DEBUG, ERROR, INFO, TASK_RUNS, WARNING, RunLogger, task_run_logger
 from .states import (
     AwaitingRetry,
     Cancelled,
@@ -54,17 +56,21 @@ from .states import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable
     from uuid import UUID
 
+    from typing_extensions import Self
+
     from .client.objects import TaskRun, TaskRunInput
+    from .client.orchestration import SyncClient
     from .tasks import Task
 
 R = TypeVar("R")
 ReturnType = Literal["result", "state"]
 
 
-# -------------------------------------------------------------------------------------------- the engine
+class TaskRunTimeoutError(TimeoutError):
+    """A task run took longer than its ``timeout_seconds``."""
 
 
 class BaseTaskRunEngine(Generic[R]):
@@ -75,11 +81,11 @@ class BaseTaskRunEngine(Generic[R]):
     # the public steps: plain methods of the blocking engine, coroutines of the other; settle() takes both
     begin_run: Callable[[], Any]
     wait_until_ready: Callable[[], Any]
-    call_task_fn: Callable[[], Any]
+    call_task_fn: Callable[[Any], Any]
     call_hooks: Callable[..., Any]
     can_retry: Callable[[Any], Any]
     handle_retry: Callable[[Any], Any]
-    handle_success: Callable[[Any], Any]
+    handle_success: Callable[[Any, Any], Any]
     handle_exception: Callable[[Exception], Any]
     handle_timeout: Callable[[TimeoutError], Any]
 
@@ -103,7 +109,9 @@ class BaseTaskRunEngine(Generic[R]):
         self._renamed = False
         self._value: Value[R] | None = None
         self._raised: BaseException | None = None
-        self._ended_by_other: State[Any] | None = None
+        self._limit: Limit | None = None
+        self._late: TaskRunTimeoutError | None = None
+        self._is_started = False
 
     # ---------------------------------------------------------------------------------- what it knows
 
@@ -120,6 +128,17 @@ class BaseTaskRunEngine(Generic[R]):
         assert self.task_run is not None
         context = self._call.flow_context if self._call is not None else None
         return task_run_logger(self.task_run, self.task.name, None if context is None else context.flow_run)
+
+    @property
+    def client(self) -> Any:
+        """The client of the store that the run is recorded in. RuntimeError before the run is initialized."""
+        if not self._is_started:
+            raise RuntimeError("the engine is not started: its client is there inside of initialize_run() only")
+        context = self._call.flow_context if self._call is not None else None
+        return self._coloured(context.client if context is not None else current_client())
+
+    def _coloured(self, client: SyncClient) -> Any:
+        raise NotImplementedError
 
     def is_running(self) -> bool:
         """Whether the run is in RUNNING, or SCHEDULED to run again."""
@@ -154,12 +173,32 @@ class BaseTaskRunEngine(Generic[R]):
         self._pending, self._renamed = None, False
         return self.state
 
+    def record_terminal_state_timing(self, state: State[Any]) -> None:
+        """Deprecated: entering a final state sets the run's times. Sets the end time if that is still open."""
+        warnings.warn(
+            "record_terminal_state_timing() is deprecated: set_state() records the times of a run",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        task_run = self.task_run
+        if task_run is not None and state.is_final() and task_run.start_time and task_run.end_time is None:
+            task_run.end_time = state.timestamp
+
     async def _set_final_state(self, state: State[Any], force: bool = False) -> State[Any]:
         """A state that must be on the disk before anybody acts on it, where durability says so."""
         state = self.set_state(state, force)
-        if state.is_final() and self._call is not None and self._call.recorder.must_sync:
-            await self.waits.block(self._call.recorder.sync)
+        await self._sync()
         return state
+
+    async def _sync(self) -> None:
+        if self._call is not None and self._call.recorder.must_sync and self.state.is_final():
+            await self.waits.block(self._call.recorder.sync)
+
+    def rename(self, name: str) -> None:
+        """Give the run its own name; recorded with its next state."""
+        assert self.task_run is not None
+        self.task_run.name = name
+        self._renamed = True
 
     def _stopped(self, answer: Answer) -> BaseException:
         """The signal for the code around a run that its flow run does not let go on. A cancelled one is recorded so."""
@@ -201,7 +240,19 @@ class BaseTaskRunEngine(Generic[R]):
         self.set_state(Retrying() if state.name == "AwaitingRetry" else Running(), force=True)
         await settle(self.call_hooks())
 
-    async def _handle_success(self, result: R) -> R:
+    async def _handle(self, error: BaseException) -> None:
+        """An attempt that failed: the handler of its kind decides."""
+        if self._call is not None and error is self._call.recorder.refused:
+            raise error  # the log does not take our word any more: say nothing in it
+        if self.state.is_final():  # recorded while the function went on
+            self._raised = error
+        elif isinstance(error, TimeoutError):
+            await settle(self.handle_timeout(error))
+        else:
+            assert isinstance(error, Exception)
+            await settle(self.handle_exception(error))
+
+    async def _handle_success(self, result: R, transaction: Any) -> R:
         terminal = return_value_to_state(result)
         if terminal.is_failed() and await settle(self.handle_retry(terminal)):
             return result
@@ -222,15 +273,15 @@ class BaseTaskRunEngine(Generic[R]):
     async def _handle_timeout(self, error: TimeoutError) -> None:
         if await settle(self.handle_retry(error)):
             return
-        message = f"Task run failed due to timeout: {error!r}"
-        self._log(ERROR, message)
-        await self._set_final_state(Failed(name="TimedOut", message=message, data=error))
+        self._append_timeout(error)
+        await self._sync()
         self._raised = error
 
     def handle_crash(self, error: BaseException) -> None:
         """Record that the run was interrupted. Not retried; the interrupt goes on to the caller."""
         state = exception_to_crashed_state(error)
         self._log(ERROR, "Crash detected! %s", state.message)
+        self._log(DEBUG, "Crash details:", error=error)
         self._raised = error
         if self.task_run is not None and (self.task_run.state is None or not self.state.is_final()):
             try:
@@ -292,29 +343,35 @@ class BaseTaskRunEngine(Generic[R]):
             else:
                 self._log(INFO, "Hook %r finished running successfully", name)
 
-    # ----------------------------------------------------------------------------- before the user's code
+    # ------------------------------------------------------------------------------------------ the scopes
 
-    @contextmanager
-    def initialize_run(
+    @scope
+    async def initialize_run(
         self, task_run_id: UUID | None = None, dependencies: dict[str, set[TaskRunInput]] | None = None
-    ) -> Iterator[Any]:
+    ) -> AsyncGenerator[Self, None]:
         """Find or make the task run, and record an interrupt of the block as a crash."""
-        if self._call is None:
-            call = self._call = new_call(self.task, self.parameters, self.wait_for, dependencies, task_run_id)
+        call, task = self._call, self.task
+        if call is None:
+            call = self._call = new_call(task, self.parameters, self.wait_for, dependencies, task_run_id)
             if self.task_run is not None:
                 call.task_run = self.task_run
             self.task_run = call.task_run
-        if self._call.ended is not None:
+        if call.ended is not None:
             yield self
             return
-        assert self.task_run is not None
-        if not self.task_run.recorded:
+        task_run = call.task_run
+        if not task_run.recorded:
             self._pending = Pending()
-            self._pending.state_details.task_run_id = self.task_run.id
-            self._pending.state_details.flow_run_id = self.task_run.flow_run_id
+            self._pending.state_details.task_run_id = task_run.id
+            self._pending.state_details.flow_run_id = task_run.flow_run_id
+        self._is_started = True
         try:
-            yield self
-        except (Exception, Pause, GeneratorExit):
+            if task.hooks or callable(task.task_run_name) or task.retry_condition_fn is not None:
+                async with entered(self.setup_run_context()):  # somebody may look, also outside of attempts
+                    yield self
+            else:
+                yield self
+        except (Exception, Pause):
             raise
         except Abort as signal:
             self._log(ERROR, "Task run was aborted: %s", signal)
@@ -323,74 +380,64 @@ class BaseTaskRunEngine(Generic[R]):
             self.handle_crash(interrupt)
             raise
         finally:
+            self._is_started = False
             self.log_finished_message()
 
-    async def _prepare(self) -> bool:
-        """Resolve the parameters, name the run, wait for ``wait_for``; False when an upstream failed."""
-        try:
-            if any(self.task_run.task_inputs.values()) if self.task_run is not None else False:
-                self._record_pending()
-            if contains_special(self.parameters.values()):  # plain numbers and texts hold no futures
-                for name, value in self.parameters.items():
-                    self.parameters[name] = await self._resolve(name, value)
-            self._set_custom_task_run_name()
-            if self.wait_for is not None:
-                await self._wait_for_dependencies()
-        except UpstreamTaskError as error:
-            self.set_state(Pending(name="NotReady", message=str(error)), force=True)
-            return False
-        except Exception:  # an argument or a name that is no good: the caller's error; the run stays Pending
-            self._record_pending()
-            raise
-        return True
+    @scope
+    async def start(
+        self, task_run_id: UUID | None = None, dependencies: dict[str, set[TaskRunInput]] | None = None
+    ) -> AsyncGenerator[None, None]:
+        """Everything around the attempts: from the creation of the run to its last hook. The block is entered also
+        when there is nothing to run (the run was handed back, or is NotReady): ask ``is_running()``."""
+        async with entered(self.initialize_run(task_run_id, dependencies)):
+            assert self._call is not None
+            if self._call.ended is not None:
+                self._hand_back(self._call.ended)
+                yield
+                return
+            if await prepare(self) and not (self.is_cancelled() and await self._cancel()):
+                await settle(self.begin_run())
+            try:
+                yield
+            except Pause:  # the run itself may have ended before its flow run is suspended
+                if self.state.is_final():
+                    await settle(self.call_hooks())
+                raise
+            await settle(self.call_hooks())
 
-    def _record_pending(self) -> None:
-        """Record the creation of a run that has to wait: others may look for it meanwhile."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            self.set_state(pending)
-
-    async def _resolve(self, name: str, value: Any) -> Any:
-        try:
-            return await resolve_argument(value, self.waits)
-        except (UpstreamTaskError, MicroflowException):
-            raise
-        except Exception as error:  # whatever a user's container does when it is rebuilt
-            raise MicroflowException(
-                f"Failed to resolve inputs in parameter {name!r} of task {self.task.name!r}: {describe(error)}. "
-                f"Wrap the argument in quote() or opaque() if futures need not be looked for inside of it."
-            ) from error
-
-    async def _wait_for_dependencies(self) -> None:
+    def setup_run_context(self, client: Any = None) -> TaskRunContext:
+        """The context of the run, to be entered (``with``, or ``async with``): in it the run is the current one.
+        `client` is the one that the context names, the flow run's unless given."""
         assert self.task_run is not None
-        for future in find(self.wait_for, (RunFuture,)):
-            if future.task_run_id == self.task_run.id:
-                raise ValueError(
-                    f"Discovered a task depending on itself: {self.task_run.name!r} is in its own wait_for, "
-                    f"which would be a deadlock"
-                )
-        await resolve_argument(self.wait_for, self.waits)
+        flow_context = self._call.flow_context if self._call is not None else None
+        if client is None and flow_context is not None:
+            client = flow_context.client
+        return TaskRunContext(self.task, self.task_run, self.parameters, client, self._limit)
 
-    def _set_custom_task_run_name(self) -> None:
-        name = self.task.render_run_name(self.parameters)
-        if name is not None and self.task_run is not None:
-            self.task_run.name = name
-            self._renamed = True
+    @scope
+    async def run_context(self) -> AsyncGenerator[Self, None]:
+        """One attempt: the run is current, its time is limited, and how it fails decides what comes next."""
+        limit = self._limit = self._start_limit() if self.task.timeout_seconds else None
+        try:
+            async with entered(self.setup_run_context()):
+                error: BaseException | None = None
+                try:
+                    yield self
+                except Exception as failure:  # user code: the run's outcome, not ours to judge
+                    error = failure
+                except BaseException as interrupt:
+                    if limit is None or not limit.close() or not limit.owns(interrupt):
+                        raise
+                    error = interrupt
+                if limit is not None and limit.close():
+                    error = self._too_late(error)
+                if error is not None:
+                    await self._handle(error)
+        finally:
+            if limit is not None:
+                limit.close()
 
     # ------------------------------------------------------------------------------------ the whole life
-
-    @contextmanager
-    def run_context(self) -> Iterator[Any]:
-        """What is current while an attempt runs."""
-        assert self.task_run is not None
-        context = self._call.flow_context if self._call is not None else None
-        client = None if context is None else context.client
-        with TaskRunContext(self.task, self.task_run, self.parameters, client):
-            yield self
-
-    async def _call_task_fn(self) -> Any:
-        args, kwargs = self.task.parameters.call_arguments(self.parameters)
-        return await self.waits.call(self.task.fn, *args, **kwargs)
 
     async def _run(
         self,
@@ -398,42 +445,81 @@ class BaseTaskRunEngine(Generic[R]):
         dependencies: dict[str, set[TaskRunInput]] | None = None,
     ) -> None:
         """One run from its creation to its last hook."""
-        with self.initialize_run(task_run_id, dependencies):
-            if self._call is not None and self._call.ended is not None:
-                self._hand_back(self._call.ended)
-                return
-            if not await self._prepare() or await self._is_cancelled_now():
-                return
-            await settle(self.begin_run())
+        async with entered(self.start(task_run_id, dependencies)):
             while self.is_running():
-                await settle(self.wait_until_ready())
-                if await self._is_cancelled_now():
-                    return
-                await self._attempt()
-            await settle(self.call_hooks())
+                if self.state.type is StateType.SCHEDULED:
+                    await settle(self.wait_until_ready())
+                if not (self.is_cancelled() and await self._cancel()):
+                    await self._attempt()
 
-    async def _is_cancelled_now(self) -> bool:
-        """Record CANCELLED, in place of an attempt, if the runner asked the run to stop."""
-        if not self.is_cancelled():
-            return False
-        await self._cancel()
-        return True
+    async def _attempt(self) -> None:
+        async with entered(self.run_context()):
+            await settle(self.call_task_fn(None))
 
-    async def _cancel(self) -> None:
+    async def _call_task_fn(self, transaction: Any) -> Outcome[Any]:
+        """Call the function and record what it returned. A failure stays a value until the public step raises it."""
+        args, kwargs = self.task.parameters.call_arguments(self.parameters)
+        outcome: Outcome[Any] = await self.waits.call(self.task.fn, *args, **kwargs)
+        if outcome.error is None:
+            self._stop_the_clock()
+            await settle(self.handle_success(outcome.value, transaction))
+        return outcome
+
+    async def _cancel(self) -> bool:
+        """Record CANCELLED in place of an attempt: the runner asked the run to stop."""
         message = "The run was cancelled by its task runner before it started."
         await self._set_final_state(Cancelled(message=message), force=True)
         self._raised = CancelledRun(message)
+        return True
 
-    async def _attempt(self) -> None:
-        with self.run_context():
-            try:
-                result = await settle(self.call_task_fn())
-            except TimeoutError as error:
-                await settle(self.handle_timeout(error))
-            except Exception as error:  # user code: the run's outcome, not ours to judge
-                await settle(self.handle_exception(error))
-            else:
-                await settle(self.handle_success(result))
+    # -------------------------------------------------------------------------------------- the time limit
+
+    def _start_limit(self) -> Limit:
+        seconds = self.task.timeout_seconds
+        assert seconds is not None
+        self._late = TaskRunTimeoutError(f"task {self.task.name!r} timed out after {seconds:g} second(s)")
+        limit = start_limit(seconds, isasync=self.task.isasync, on_overrun=self._record_overrun)
+        if not limit.interrupts:
+            self._log(
+                WARNING,
+                "The timeout of %g second(s) cannot interrupt this task, which is running in a worker thread: when it "
+                "is over the run is recorded as timed out, but its function goes on until it makes its next call",
+                seconds,
+            )
+        return limit
+
+    def _stop_the_clock(self) -> None:
+        """The function has returned. From here on the run is ours, and no alarm may interrupt it."""
+        if self._limit is not None and self._limit.close():
+            raise self._too_late(None)
+
+    def _too_late(self, error: BaseException | None) -> TaskRunTimeoutError:
+        late = self._late
+        assert late is not None
+        if error is not None and error is not late:
+            late.__cause__ = error
+        return late
+
+    def _record_overrun(self) -> None:
+        """Called by a timer, in its thread, while the function goes on and cannot be stopped. When a retry is left
+        nothing can be said yet: the next attempt begins when this one is back."""
+        if self.retries < self.task.retries or self._late is None:
+            return
+        try:
+            self._append_timeout(self._late)
+        except (LogError, StorageError, Abort) as refused:  # said again when the function is back
+            self._log(ERROR, "The timeout could not be recorded", error=refused)
+        else:
+            if self._call is not None and self._call.on_early_end is not None:
+                self._call.on_early_end(self.state)
+
+    def _append_timeout(self, error: TimeoutError) -> None:
+        """Record FAILED, named TimedOut. It precedes the return to the caller: dying before it, the call runs again."""
+        message = f"Task run failed due to timeout: {error!r}"
+        if isinstance(error, TaskRunTimeoutError):
+            message = f"Task run exceeded timeout of {self.task.timeout_seconds:g} second(s)"
+        self._log(ERROR, message)
+        self.set_state(Failed(name="TimedOut", message=message, data=error))
 
     def _hand_back(self, ended: State[Any]) -> None:
         """Give what an earlier execution of the flow run recorded, without running or appending."""

@@ -28,12 +28,14 @@ import threading
 import time
 from contextvars import ContextVar, copy_context
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
     from types import TracebackType
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -47,6 +49,79 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     finally:
         coroutine.close()
     raise RuntimeError(f"{coroutine!r} waited for an event loop inside a blocking run")
+
+
+class Scope(Generic[T]):
+    """A public step that surrounds others: ``with`` in a blocking run, ``async with`` on a loop.
+
+    Made by :func:`scope` from an async generator that yields once. User code's StopIteration survives it."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: AsyncGenerator[T, None]) -> None:
+        self._body = body
+
+    async def __aenter__(self) -> T:
+        return await self._body.__anext__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            try:
+                await self._body.__anext__()
+            except StopAsyncIteration:
+                return False
+            raise RuntimeError(f"{self._body!r} yielded twice")
+        try:
+            await self._body.athrow(error)
+        except StopAsyncIteration as end:
+            return end is not error
+        except BaseException as other:
+            # an exception that only passes through is raised by the with statement itself, with its own traceback;
+            # Python wraps a StopIteration that leaves a generator (PEP 479)
+            if other is error or (isinstance(other, RuntimeError) and other.__cause__ is error):
+                return False
+            raise
+        raise RuntimeError(f"{self._body!r} yielded twice")
+
+    def __enter__(self) -> T:
+        return finish(self.__aenter__())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        return finish(self.__aexit__(kind, error, trace))
+
+
+def scope(body: Callable[P, AsyncGenerator[T, None]]) -> Callable[P, Scope[T]]:
+    """Make a context manager for both colours of an async generator function that yields once."""
+
+    @wraps(body)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Scope[T]:
+        return Scope(body(*args, **kwargs))
+
+    return made
+
+
+class _Plain(Generic[T]):
+    """A user's plain context manager where a scope is expected."""
+
+    __slots__ = ("_manager",)
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    async def __aenter__(self) -> Any:
+        return self._manager.__enter__()
+
+    async def __aexit__(self, *exc_info: object) -> Any:
+        return self._manager.__exit__(*exc_info)
+
+
+def entered(manager: Any) -> Any:
+    """What shared code enters with ``async with``: a public scope, or what a user's override gave in its place."""
+    return manager if hasattr(manager, "__aenter__") else _Plain(manager)
 
 
 class Outcome(Generic[T]):

@@ -37,6 +37,8 @@ from .serializers import fingerprint
 from .states import State, StateType, Value
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .client.live import LiveRun, MemoryTasks
     from .tasks import Task
 
@@ -49,9 +51,11 @@ _warned_sources: set[str] = set()
 class Call:
     """One call of a task: its task run, where its states go, and what an earlier execution left of it.
 
-    ``ended`` is the final state to hand back; ``again`` says that the log has the run, but not its end."""
+    ``ended`` is the final state to hand back; ``again`` says that the log has the run, but not its end.
+    ``on_early_end`` is called with a final state that is recorded while the function still runs (it is late, and
+    nothing can stop it), in a thread of its own."""
 
-    __slots__ = ("again", "ended", "flow_context", "recorder", "task_run")
+    __slots__ = ("again", "ended", "flow_context", "on_early_end", "recorder", "task_run")
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Call:
         self.flow_context = flow_context
         self.ended = ended
         self.again = again
+        self.on_early_end: Callable[[State[Any]], None] | None = None
 
 
 def new_call(
@@ -75,8 +80,12 @@ def new_call(
     dependencies: dict[str, set[TaskRunInput]] | None = None,
     task_run_id: UUID | None = None,
 ) -> Call:
-    """The call that the current run makes now, in the thread and at the moment where the user makes it."""
+    """The call that the current run makes now, in the thread and at the moment where the user makes it.
+
+    TimeIsUp when the time of the task that calls has run out: it could not be interrupted until now."""
     flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
+    if task_context is not None and task_context.limit is not None:
+        task_context.limit.check()
     inputs = _inputs(parameters, wait_for, dependencies)
     if flow_context is None:
         if task_context is not None:

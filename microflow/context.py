@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
+    from ._timeouts import Limit
     from .client.live import LiveRun
     from .client.objects import FlowRun, TaskRun
     from .client.orchestration import SyncClient
@@ -66,6 +67,14 @@ class ContextModel:
         self._current.reset(current)
         if colour is not None:
             RUN_IS_ASYNC.reset(colour)
+
+    async def __aenter__(self: C) -> C:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
 
     def copy(self: C) -> C:
         """A copy that is not entered."""
@@ -127,17 +136,24 @@ EngineContext = FlowRunContext  # the reference's other name
 class TaskRunContext(ContextModel):
     """The task run whose function runs: one object for each attempt."""
 
-    __slots__ = ("_start", "client", "parameters", "task", "task_run")
+    __slots__ = ("_start", "client", "limit", "parameters", "task", "task_run")
     _current = ContextVar("microflow_task_run", default=None)
 
     def __init__(
-        self, task: Task[Any, Any], task_run: TaskRun, parameters: dict[str, Any], client: SyncClient | None
+        self,
+        task: Task[Any, Any],
+        task_run: TaskRun,
+        parameters: dict[str, Any],
+        client: SyncClient | None,
+        limit: Limit | None = None,
     ) -> None:
         super().__init__()
         self.task = task
         self.task_run = task_run
         self.parameters = parameters
         self.client = client
+        #: the time limit of the attempt
+        self.limit = limit
         self._start = now_us()
 
     @property

@@ -22,7 +22,7 @@ _ROOT = __name__.rpartition(".")[0]
 
 FLOW_RUNS = logging.getLogger(f"{_ROOT}.flow_runs")
 TASK_RUNS = logging.getLogger(f"{_ROOT}.task_runs")
-INFO, DEBUG, ERROR = logging.INFO, logging.DEBUG, logging.ERROR
+DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
 if TYPE_CHECKING:
     RunLogger = logging.LoggerAdapter[logging.Logger]

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._task_lifecycle import BaseTaskRunEngine as BaseTaskRunEngine
 from ._task_lifecycle import ReturnType
+from ._task_lifecycle import TaskRunTimeoutError as TaskRunTimeoutError
 from ._waits import AsyncioWaits, BlockingWaits, finish
+from .client.orchestration import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from .calls import Call
     from .client.objects import TaskRun, TaskRunInput
+    from .client.orchestration import SyncClient
     from .states import State
     from .tasks import Task
 
@@ -31,6 +34,9 @@ class SyncTaskRunEngine(BaseTaskRunEngine[R]):
 
     waits = BlockingWaits()
 
+    def _coloured(self, client: SyncClient) -> SyncClient:
+        return client
+
     def begin_run(self) -> None:
         """Enter RUNNING and run the on_running hooks."""
         finish(self._begin_run())
@@ -39,9 +45,9 @@ class SyncTaskRunEngine(BaseTaskRunEngine[R]):
         """Sleep until the scheduled time of an AwaitingRetry, then enter RUNNING."""
         finish(self._wait_until_ready())
 
-    def call_task_fn(self) -> R:
-        """Call the user's function."""
-        result: R = finish(self._call_task_fn()).unwrap()
+    def call_task_fn(self, transaction: Any) -> R:
+        """Call the user's function, unless the transaction has its result already, and record its success."""
+        result: R = finish(self._call_task_fn(transaction)).unwrap()
         return result
 
     def call_hooks(self, state: State[Any] | None = None) -> None:
@@ -57,9 +63,9 @@ class SyncTaskRunEngine(BaseTaskRunEngine[R]):
         """Start or schedule another attempt if one is left; says whether."""
         return finish(self._handle_retry(exc_or_state))
 
-    def handle_success(self, result: R) -> R:
+    def handle_success(self, result: R, transaction: Any) -> R:
         """Record what the function returned."""
-        return finish(self._handle_success(result))
+        return finish(self._handle_success(result, transaction))
 
     def handle_exception(self, exc: Exception) -> None:
         """Retry, or record FAILED."""
@@ -75,6 +81,9 @@ class AsyncTaskRunEngine(BaseTaskRunEngine[R]):
 
     waits = AsyncioWaits()
 
+    def _coloured(self, client: SyncClient) -> Client:
+        return Client(client)
+
     async def begin_run(self) -> None:
         """Enter RUNNING and run the on_running hooks."""
         await self._begin_run()
@@ -83,9 +92,9 @@ class AsyncTaskRunEngine(BaseTaskRunEngine[R]):
         """Sleep until the scheduled time of an AwaitingRetry, then enter RUNNING."""
         await self._wait_until_ready()
 
-    async def call_task_fn(self) -> R:
-        """Call and await the user's function."""
-        result: R = (await self._call_task_fn()).unwrap()
+    async def call_task_fn(self, transaction: Any) -> R:
+        """Call and await the user's function, unless the transaction has its result already, and record its success."""
+        result: R = (await self._call_task_fn(transaction)).unwrap()
         return result
 
     async def call_hooks(self, state: State[Any] | None = None) -> None:
@@ -101,9 +110,9 @@ class AsyncTaskRunEngine(BaseTaskRunEngine[R]):
         """Start or schedule another attempt if one is left; says whether."""
         return await self._handle_retry(exc_or_state)
 
-    async def handle_success(self, result: R) -> R:
+    async def handle_success(self, result: R, transaction: Any) -> R:
         """Record what the function returned."""
-        return await self._handle_success(result)
+        return await self._handle_success(result, transaction)
 
     async def handle_exception(self, exc: Exception) -> None:
         """Retry, or record FAILED."""

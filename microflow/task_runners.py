@@ -147,6 +147,7 @@ class _Submission:
         self.isasync = task.isasync
         self.context = copy_context()
         self.cancel_event = runner.cancel_event
+        call.on_early_end = self._ended_early
         self.loop_thread: LoopThread | None = None
         self.unmet = 1
 
@@ -178,11 +179,18 @@ class _Submission:
 
     def _ended(self, state: State[Any]) -> None:
         self.parameters, self.wait_for = {}, None  # the future lives on, what it was made from need not
+        if not self.future.done():
+            self.future.set_result(state)
+
+    def _ended_early(self, state: State[Any]) -> None:
+        """The run timed out, and its function cannot be stopped: nobody need wait for it. Called by the timer."""
         self.future.set_result(state)
 
     def _failed(self, error: BaseException) -> None:
         """The engine itself raised: an interrupt, recorded as a crash, or an error before the run could start."""
         state = self.call.task_run.state
+        if self.future.done():
+            return
         stopped = state is not None and (state.is_crashed() or state.is_cancelled())
         if isinstance(error, Pause) or (isinstance(error, Exception) and not stopped):
             self.future.set_exception(error)  # a Pause is raised again in whoever waits: their flow run is suspended

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 #: area -> number -> how a row of the README's table of differences begins that says what microflow does instead
 DIFFERENT: dict[str, dict[int, str]] = {
-    "task_engine": {24: "`with_options` takes every option of the decorator"},
+    "task_engine": {
+        24: "`with_options` takes every option of the decorator",
+        95: "`retry_condition_fn` may be any callable",
+        108: "A run that its runner cancels before an attempt",
+        109: "A final state is never overwritten without force",
+    },
     "futures_runners": {},
     "flows": {},
 }

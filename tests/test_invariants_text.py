@@ -84,10 +84,11 @@ def test_I2_nobody_but_the_client_appends_and_it_does_so_in_four_places():
 # ------------------------------------------------------------------------------------------------ I6
 
 SHARED = {"_task_lifecycle": "BaseTaskRunEngine", "_flow_lifecycle": "BaseFlowRunEngine"}
-OURS_TO_AWAIT = {"settle", "resolve_argument", "released"}
+OURS_TO_AWAIT = {"settle", "resolve_argument", "prepare", "_resolve", "_wait_for_dependencies", "released"}
 ASYNCIO = {
     "_waits": "AsyncioWaits, and what carries a coroutine to a loop",
     "_pool": "loop threads",
+    "_timeouts": "the limit of a coroutine cancels its asyncio task",
     "cli": "a coroutine flow's loop",
     "_locks": "waiting for a lock on a loop, for a time",
     "results": "reading and writing off the loop",
@@ -100,16 +101,20 @@ def class_of(module: str, name: str) -> ast.ClassDef:
 
 
 def foreign_awaits(tree: ast.AST) -> list[str]:
-    """What is awaited beside ``self.waits.*``, ``self._step(…)`` and the names above; any async for and with."""
+    """What is awaited beside ``self.waits.*``, ``self._step(…)`` and the names above; any async for, and any async
+    with but over a public scope: ``async with entered(self.scope())``."""
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, (ast.AsyncFor, ast.AsyncWith)):
+        if isinstance(node, ast.AsyncFor):
             found.append(ast.unparse(node))
+        if isinstance(node, ast.AsyncWith):
+            managers = [ast.unparse(item.context_expr) for item in node.items]
+            found += [name for name in managers if not name.startswith("entered(self.")]
         if isinstance(node, ast.Await):
             call = node.value
             name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
             own = name.startswith("self._") and "." not in name[5:]
-            if not (name.startswith("self.waits.") or own or name in OURS_TO_AWAIT):
+            if not (name.startswith(("self.waits.", "engine.waits.")) or own or name in OURS_TO_AWAIT):
                 found.append(ast.unparse(node))
     return found
 
@@ -118,6 +123,12 @@ def foreign_awaits(tree: ast.AST) -> list[str]:
 def test_I6_shared_engine_code_awaits_only_the_waits_and_its_own_steps(module):
     """The type check that "never suspends" lacks: broken if shared code awaited anything that may suspend by itself."""
     assert foreign_awaits(class_of(module, SHARED[module])) == []
+
+
+@pytest.mark.parametrize("module", ["_task_preparation"])
+def test_I6_what_an_engine_is_handed_to_awaits_no_more_than_it_does(module):
+    """Broken if a function of the shared lifecycle that stands outside of the engine's class awaited anything else."""
+    assert foreign_awaits(ast.parse((PACKAGE / f"{module}.py").read_text())) == []
 
 
 def test_I6_the_check_finds_what_it_looks_for():
@@ -129,6 +140,7 @@ class Engine:
         await self._step()
         await settle(self.begin_run())
         await resolve_argument(1, self.waits)
+        async with entered(self.scope()): pass
     async def _bad(self):
         await asyncio.sleep(1)
         await self.begin_run()

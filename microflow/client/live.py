@@ -22,7 +22,7 @@ from uuid import UUID
 from .._kept import KeptResult, keep
 from .._waits import now_us, to_datetime
 from ..events import Record
-from ..exceptions import Conflict, Fenced
+from ..exceptions import Conflict, Fenced, LogError, StorageError
 from ..states import AwaitingRetry, State, StateType
 from ..transitions import flow_verdict, task_verdict
 from .fold import Run, TaskHistory, note_record, rolled_back_state, state_of, state_record, task_record
@@ -94,6 +94,9 @@ class LiveRun:
         self.gate_closed = False
         #: whether code of this process waits in the present pause, and acts on its deadline
         self.has_pauser = False
+        #: what the last append that was refused raised: an error of ours, which is no outcome of the code that it
+        #: comes out of
+        self.refused: Exception | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._calls: dict[bytes, int] = {}
@@ -372,6 +375,9 @@ class LiveRun:
                 except Conflict:
                     self._catch_up()
                     continue
+                except (LogError, StorageError) as refused:
+                    self.refused = refused
+                    raise
                 for task_run, states in entering:
                     self._entered(task_run, states)
                 if not entering:
@@ -492,6 +498,7 @@ class MemoryTasks:
 
     LIMIT = 10_000
     must_sync = False
+    refused: Exception | None = None
 
     def __init__(self) -> None:
         # guards the two tables; held for no longer than a look-up

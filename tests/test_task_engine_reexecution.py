@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a re-execution does with a call that an earlier execution began: run it again, or fail it as interrupted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from microflow._arguments import quote
+from microflow.exceptions import InterruptedRun
+from microflow.flow_runs import rerun
+from tests.support import (
+    Colour,
+    Witness,
+    both,
+    death_after,
+    fake_waits,
+    flow_run_ids,
+    memory_home,
+    run,
+    task_states,
+)
+
+
+@pytest.fixture(autouse=True)
+def _memory(monkeypatch):
+    memory_home(monkeypatch)
+
+
+def killed(made: Any, appends: int) -> str:
+    """The id of a run whose process died after so many appends."""
+    with death_after(appends) as death:
+        run(made())
+    assert death.came
+    return flow_run_ids()[-1]
+
+
+def flow_of(colour: Colour, made: Any) -> Any:
+    @colour.flow
+    def main():
+        return quote((yield made(return_state=True)))
+
+    return main
+
+
+class TestAtMostOnce:
+    @both
+    def test_a_call_that_was_started_and_not_logged_as_ended_fails_as_interrupted(self, colour: Colour):
+        witness, failures = Witness(), list[str]()
+
+        @colour.task(at_most_once=True, retries=2, on_failure=[lambda task, run, state: failures.append(state.name)])
+        def pay():
+            witness.saw("paid")
+
+        main = flow_of(colour, pay)
+        run_id = killed(main, 3)  # the flow's creation and Running, then the task's Running
+        assert (witness["paid"], task_states("pay")) == (1, [["Pending", "Running"]])
+        state = run(rerun(main, run_id)).data.load().unwrap()
+        assert (witness["paid"], state.name, failures) == (1, "Failed", ["Failed"])
+        assert isinstance(state.data, InterruptedRun)
+        assert "at_most_once" in str(state.data)
+        assert task_states("pay") == [["Pending", "Running", "Failed"]]
+
+    @both
+    def test_a_call_that_was_not_started_is_run(self, colour: Colour):
+        witness = Witness()
+
+        @colour.task(at_most_once=True)
+        def pay():
+            witness.saw("paid")
+
+        main = flow_of(colour, pay)
+        run_id = killed(main, 2)
+        run(rerun(main, run_id))
+        assert (witness["paid"], task_states("pay")) == (1, [["Pending", "Running", "Completed"]])
+
+    @both
+    def test_a_call_that_waited_for_its_next_attempt_goes_on(self, colour: Colour, monkeypatch):
+        """The attempt before is known to have failed, and the next had not begun."""
+        fake_waits(monkeypatch)
+        witness = Witness()
+
+        @colour.task(at_most_once=True, retries=1, retry_delay_seconds=60)
+        def pay():
+            witness.saw("tried")
+            if witness["tried"] == 1:
+                raise ValueError("declined")
+
+        main = flow_of(colour, pay)
+        run_id = killed(main, 4)
+        assert task_states("pay") == [["Pending", "Running", "AwaitingRetry"]]
+        run(rerun(main, run_id))
+        assert witness["tried"] == 2
+        assert task_states("pay")[0][-1] == "Completed"
+
+    @both
+    def test_without_the_option_a_call_without_an_end_runs_again(self, colour: Colour):
+        """The control of the tests above, and the promise: at least once."""
+        witness = Witness()
+
+        @colour.task
+        def work():
+            witness.saw("work")
+
+        main = flow_of(colour, work)
+        run_id = killed(main, 3)
+        run(rerun(main, run_id))
+        assert witness["work"] == 2

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 
 from . import _files
 from .exceptions import IndeterminateAppend, NoSpace, ObjectNotFound, StorageError
 
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _LOOK_AGAIN = 1.0  # seconds between two looks whether the file still has its name
 
 
@@ -25,6 +27,13 @@ def storage_error(error: OSError, path: str) -> StorageError:
     if error.errno in _FULL:
         return NoSpace(f"{reason}. Nothing was recorded; free space and try again")
     return StorageError(reason)
+
+
+def check_run_id(run_id: object) -> str:
+    """No name from outside gets into a path."""
+    if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+        raise ValueError(f"{run_id!r} is no run id: a UUID in lower case, 36 characters")
+    return run_id
 
 
 class FileMedium:

@@ -190,6 +190,17 @@ def tags(*new_tags: str) -> Iterator[set[str]]:
         yield union
 
 
+def describe_context() -> dict[str, Any]:
+    """What a run that is deferred here is to know of the place where it was deferred, as plain JSON."""
+    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
+    described = {
+        "tags": sorted(current_tags()),
+        "flow_run_id": None if flow_context is None else flow_context.flow_run.text,
+        "task_run_id": None if task_context is None else task_context.task_run.text,
+    }
+    return {name: value for name, value in described.items() if value}
+
+
 def get_run_context() -> FlowRunContext | TaskRunContext:
     """The context of the run whose code calls: the task's, unless a subflow was called inside of it.
 

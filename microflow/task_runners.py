@@ -17,7 +17,7 @@ from contextvars import copy_context
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ._arguments import expand_mapping, find
+from ._arguments import find
 from ._pool import LoopThread, Pool, PoolSlot
 from ._waits import SLOT, BlockingWaits, finish, slot_given_back
 from .calls import Call, new_call, upstreams
@@ -83,11 +83,7 @@ class TaskRunner(ABC, Generic[F]):
                 upstream[name] = set(upstreams(value))
                 value = finish(resolve_argument(value, BlockingWaits()))
             resolved[name] = value
-        children = expand_mapping(task.parameters.explode_variadic(resolved), task.parameters.var_positional)
-        complete = [
-            task.parameters.collapse_variadic({**task.parameters.defaults, **child}) for child in children
-        ]
-        return FutureList(self._submit_all(task, complete, wait_for, upstream))
+        return FutureList(self._submit_all(task, task.parameters.children(resolved), wait_for, upstream))
 
     def _submit_all(
         self,

@@ -25,7 +25,7 @@ from ..events import Record
 from ..exceptions import Conflict, Fenced, LogError, StorageError
 from ..states import AwaitingRetry, State, StateType
 from ..transitions import flow_verdict, task_verdict
-from .fold import Run, TaskHistory, note_record, rolled_back_state, state_of, state_record, task_record
+from .fold import Run, TaskHistory, note_record, rolled_back_state, state_record, task_record
 from .objects import FINAL
 
 if TYPE_CHECKING:
@@ -264,7 +264,8 @@ class LiveRun:
             if cell != "A":
                 status = Answer.ABORT if cell == "B" else Answer.REJECT
                 return Answer(status, present, f"a task run in state {present} cannot go to {state.type.value}"), []
-            if state.type is StateType.RUNNING and flow_run.state_type is not StateType.RUNNING:
+            orphan = not self.run.is_task and flow_run.state_type is not StateType.RUNNING
+            if state.type is StateType.RUNNING and orphan:
                 refusal = self._refusal(task_run)
                 if refusal is not None:
                     return refusal, []
@@ -311,7 +312,7 @@ class LiveRun:
             history.caught_up = True
         task_run = self.live.get(UUID(record["run"]))
         if task_run is not None and (task_run.state is None or record["at"] > task_run.state.at):
-            task_run.enter(state_of(record, self.flow_run.id, task_run.id, self.store))
+            task_run.enter(self.run.task_state(record, task_run.id))
 
     def create_tasks(self, created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> None:
         """Create many task runs, :data:`BATCH` to a line. Precedes their being submitted: dying before it,
@@ -347,7 +348,9 @@ class LiveRun:
         task_run.recorded = True
         for state in states:
             task_run.enter(state)
-            if state.type is StateType.RUNNING:
+            if self.run.is_task and task_run.text == self.run_id:
+                self.run.stand_for(state)
+            elif state.type is StateType.RUNNING:
                 task_run.flow_run_run_count = self.flow_run.run_count
         if task_run.state is not None and task_run.state.type in FINAL:
             self.live.pop(task_run.id, None)

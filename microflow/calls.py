@@ -33,7 +33,7 @@ from .client.orchestration import current_client
 from .context import FlowRunContext, TaskRunContext, current_tags
 from .exceptions import MicroflowException
 from .futures import RunFuture
-from .serializers import fingerprint
+from .hashing import fingerprint
 from .states import State, StateType, Value
 
 if TYPE_CHECKING:

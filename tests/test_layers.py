@@ -51,6 +51,7 @@ FLOORS: dict[str, float] = {
     "_queue": 0.6,
     "_follower": 1,
     "serializers": 1,
+    "hashing": 1,
     "log": 1,
     "entrypoints": 1,
     "states": 1,

@@ -14,9 +14,7 @@ from . import compare
 
 def value(entries: int) -> list[dict[str, Any]]:
     """Rows as a task might be given them, four entries in each."""
-    return [
-        {"id": row, "name": f"row {row}", "share": row / 7, "seen": row % 2 == 0} for row in range(entries // 4)
-    ]
+    return [{"id": row, "name": f"row {row}", "share": row / 7, "seen": row % 2 == 0} for row in range(entries // 4)]
 
 
 def make_key(inputs: dict[str, Any], entries: int) -> float:

@@ -38,7 +38,7 @@ from .client.live import Answer
 from .client.orchestration import current_client
 from .context import TaskRunContext
 from .exceptions import Abort, CancelledRun, LogError, Pause, StorageError
-from .logging import DEBUG, ERROR, INFO, TASK_RUNS, WARNING, RunLogger, task_run_logger
+from .logging import DEBUG, ERROR, INFO, TASK_RUNS, WARNING, RunLogger, effective_log_prints, task_run_logger
 from .states import (
     AwaitingRetry,
     Cancelled,
@@ -412,7 +412,9 @@ class BaseTaskRunEngine(Generic[R]):
         flow_context = self._call.flow_context if self._call is not None else None
         if client is None and flow_context is not None:
             client = flow_context.client
-        return TaskRunContext(self.task, self.task_run, self.parameters, client, self._limit)
+        context = TaskRunContext(self.task, self.task_run, self.parameters, client, self._limit)
+        context.log_prints = effective_log_prints(self.task.log_prints)
+        return context
 
     @scope
     async def run_context(self) -> AsyncGenerator[Self, None]:

@@ -27,20 +27,26 @@ if TYPE_CHECKING:
     from .client.objects import FlowRun, TaskRun
     from .client.orchestration import SyncClient
     from .flows import Flow
+    from .results import ResultStore
     from .task_runners import TaskRunner
     from .tasks import Task
 
 C = TypeVar("C", bound="ContextModel")
 
+#: whether what is printed here is logged; None when no run around has said anything
+PRINTS_ARE_LOGGED: ContextVar[bool | None] = ContextVar("microflow_prints_are_logged", default=None)
+
 
 class ContextModel:
     """A thing that is current between ``with`` and its end. An object can be entered once at a time."""
 
-    __slots__ = ("_tokens",)
+    __slots__ = ("_tokens", "log_prints")
     _current: ClassVar[ContextVar[Any]]
 
     def __init__(self) -> None:
-        self._tokens: tuple[Token[Any], Token[bool | None] | None] | None = None
+        #: whether what is printed in it is logged; None: as around it
+        self.log_prints: bool | None = None
+        self._tokens: tuple[Token[Any], Token[bool | None] | None, Token[bool | None] | None] | None = None
 
     @classmethod
     def get(cls: type[C]) -> C | None:
@@ -54,8 +60,12 @@ class ContextModel:
     def __enter__(self: C) -> C:
         if self._tokens is not None:
             raise RuntimeError("Context already entered. Enter a copy() of it instead.")
-        colour = self._colour()
-        self._tokens = (self._current.set(self), None if colour is None else RUN_IS_ASYNC.set(colour))
+        colour, prints = self._colour(), self.log_prints
+        self._tokens = (
+            self._current.set(self),
+            None if colour is None else RUN_IS_ASYNC.set(colour),
+            None if prints is None else PRINTS_ARE_LOGGED.set(prints),
+        )
         return self
 
     def __exit__(
@@ -63,10 +73,12 @@ class ContextModel:
     ) -> None:
         if self._tokens is None:
             raise RuntimeError("Asymmetric use of context. It was not entered.")
-        (current, colour), self._tokens = self._tokens, None
+        (current, colour, prints), self._tokens = self._tokens, None
         self._current.reset(current)
         if colour is not None:
             RUN_IS_ASYNC.reset(colour)
+        if prints is not None:
+            PRINTS_ARE_LOGGED.reset(prints)
 
     async def __aenter__(self: C) -> C:
         return self.__enter__()
@@ -136,7 +148,7 @@ EngineContext = FlowRunContext  # the reference's other name
 class TaskRunContext(ContextModel):
     """The task run whose function runs: one object for each attempt."""
 
-    __slots__ = ("_start", "client", "limit", "parameters", "task", "task_run")
+    __slots__ = ("_start", "client", "limit", "parameters", "persist_result", "result_store", "task", "task_run")
     _current = ContextVar("microflow_task_run", default=None)
 
     def __init__(
@@ -154,6 +166,9 @@ class TaskRunContext(ContextModel):
         self.client = client
         #: the time limit of the attempt
         self.limit = limit
+        #: where results are persisted, and whether; None for a run that has nothing to do with that
+        self.result_store: ResultStore | None = None
+        self.persist_result: bool | None = None
         self._start = now_us()
 
     @property

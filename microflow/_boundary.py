@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ._waits import now_us, to_us
 from .client.news import News
-from .client.requests import expire, is_expired
+from .client.requests import expire
 from .exceptions import Abort, MicroflowSignal, Pause
+from .transitions import is_expired
 
 if TYPE_CHECKING:
     from ._waits import Waits

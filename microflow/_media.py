@@ -32,7 +32,6 @@ class FileMedium:
 
     def __init__(self, path: str) -> None:
         self.location = path
-        self._pid = os.getpid()
         self._descriptor = -1  # none
         self._writable = False
         self._next_look = 0.0
@@ -130,8 +129,8 @@ class FileMedium:
         if descriptor >= 0:
             _files.close(descriptor)
 
-    def __del__(self) -> None:  # a store that is dropped closes its files; those of a fork's parent are closed already
-        if self._descriptor >= 0 and self._pid == os.getpid():
+    def __del__(self) -> None:  # a store that is dropped closes its files
+        if self._descriptor >= 0:
             self.rest()
 
     def explain(self, error: OSError) -> Exception:

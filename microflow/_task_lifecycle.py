@@ -226,7 +226,8 @@ class BaseTaskRunEngine(Generic[R]):
         live = call.flow_context.live
         while self.state.name == "Held":
             await released(live, self.waits)
-            if self.is_cancelled() or live.gate_closed:
+            state = live.flow_run.state
+            if (self.is_cancelled() or live.gate_closed) and state is not None and not state.is_suspended():
                 await self._cancel()
             else:
                 self.set_state(Running())
@@ -458,16 +459,12 @@ class BaseTaskRunEngine(Generic[R]):
 
     async def _call_task_fn(self, transaction: Any) -> Outcome[Any]:
         """Call the function and record what it returned. A failure stays a value until the public step raises it."""
-        outcome = await self._call_fn()
+        args, kwargs = self.task.parameters.call_arguments(self.parameters)
+        outcome: Outcome[Any] = await self.waits.call(self.task.fn, *args, **kwargs)
         if outcome.error is None:
             self._stop_the_clock()
             await settle(self.handle_success(outcome.value, transaction))
         return outcome
-
-    async def _call_fn(self) -> Outcome[Any]:
-        """The call itself: here, unless an engine has it made elsewhere."""
-        args, kwargs = self.task.parameters.call_arguments(self.parameters)
-        return await self.waits.call(self.task.fn, *args, **kwargs)
 
     async def _cancel(self) -> bool:
         """Record CANCELLED in place of an attempt: the runner asked the run to stop."""

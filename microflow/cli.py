@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m microflow run, ls, show, resume, gc``.
+"""The command line: ``python -m microflow run, ls, show, resume, cancel, gc``.
 
 With ``--json`` standard output carries exactly one JSON document; what a flow prints goes to standard error.
 What goes wrong is one line on standard error that names the culprit and the cure, and an exit status:
@@ -34,6 +34,7 @@ from .exceptions import (
     ConfigurationError,
     DamagedLog,
     Fenced,
+    FlowPauseTimeout,
     LogFormatTooNew,
     MicroflowException,
     NotPausedError,
@@ -62,6 +63,7 @@ COMPLETED, FAILED, WRONG_USE, PAUSED, DAMAGED, TOO_NEW, ELSEWHERE, STORAGE, FENC
 _STATUS_OF_ERROR: tuple[tuple[type[BaseException], int], ...] = (
     (DamagedLog, DAMAGED),
     (LogFormatTooNew, TOO_NEW),
+    (FlowPauseTimeout, FAILED),
     (RunningElsewhere, ELSEWHERE),
     (Fenced, FENCED),
     (StorageError, STORAGE),
@@ -141,10 +143,15 @@ def _parser() -> argparse.ArgumentParser:
     add("ls", ls_command, "list the flow runs")
     show = add("show", show_command, "show a flow run")
     show.add_argument("run", metavar="RUN", help="the id of a flow run, or its unique beginning")
-    resume = add("resume", resume_command, "run a stopped, crashed or failed flow run again; what ended is kept")
+    words = "let a paused flow run go on, or run a suspended, crashed or failed one again; what ended is kept"
+    resume = add("resume", resume_command, words)
     resume.add_argument("run", metavar="RUN", help="the id of a flow run, or its unique beginning")
     resume.add_argument("--steal", action="store_true", help="take the run from a process that is alive but stopped")
     resume.add_argument("--code", metavar="TARGET", help="where the flow is, if not where it was")
+    resume.add_argument("--input", metavar="JSON", help="what a paused run asked for, as a JSON object")
+    resume.add_argument("--no-run", action="store_true", help="only mark a suspended run as resumed")
+    cancel = add("cancel", cancel_command, "ask a flow run to stop; a running one does so at its next task call")
+    cancel.add_argument("run", metavar="RUN", help="the id of a flow run, or its unique beginning")
     gc = add("gc", gc_command, "delete flow runs that ended long ago")
     gc.add_argument("--older-than", required=True, metavar="AGE", help="for example 30d, 12h, 90m")
     vendor = add("vendor", vendor_command, "copy this package into another program, or check a copy")
@@ -178,8 +185,21 @@ def run_command(options: argparse.Namespace, client: SyncClient) -> int:
 
 
 def resume_command(options: argparse.Namespace, client: SyncClient) -> int:
-    """``resume RUN``. A completed run is reported as it is; any other that nobody runs is run again."""
-    run = client.free_run(client.find_run_id(options.run), steal=options.steal)
+    """``resume RUN``. A paused run goes on where it is; a completed one is reported as it is; any other that nobody
+    runs is run again."""
+    run = client.fold(client.find_run_id(options.run))
+    recorded = run.flow_run.state
+    if recorded is not None and recorded.is_paused():
+        run = _resume(options, client, run)
+        recorded = run.flow_run.state
+        if options.no_run or not (recorded is not None and recorded.is_resuming()):
+            return _report_request(options, run)
+    elif options.input is not None:
+        raise UsageError(f"flow run {run.run_id} is not paused, so it takes no --input; it is in state {recorded}")
+    elif options.no_run and not (recorded is not None and recorded.is_resuming()):
+        client.resume_flow_run(run.run_id)
+        return _report_request(options, client.fold(run.run_id))
+    run = client.free_run(run.run_id, steal=options.steal)
     recorded = run.flow_run.state
     ran = None if recorded is not None and recorded.is_completed() else _run_again(options, client, run)
     if ran is not None:
@@ -188,6 +208,42 @@ def resume_command(options: argparse.Namespace, client: SyncClient) -> int:
     assert run.flow_run.state is not None
     print(f"flow run {run.run_id} has completed already; nothing was run", file=sys.stderr)
     return _report_end(options, run, run.flow_run.state)
+
+
+def _resume(options: argparse.Namespace, client: SyncClient, run: Run) -> Run:
+    """Resume a paused run, and give it as it is then."""
+    given = None
+    if options.input is not None:
+        try:
+            given = json.loads(options.input, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as problem:
+            raise UsageError(f"--input {options.input} is not JSON ({problem})") from problem
+        if not isinstance(given, dict):
+            raise UsageError(f"--input {options.input} is no JSON object; write --input '{{\"name\": value}}'")
+    try:
+        client.resume_flow_run(run.run_id, given)
+    except RuntimeError as refused:  # what was given does not fit what the pause asked for, or nobody could run it
+        if isinstance(refused, MicroflowException):
+            raise
+        raise UsageError(str(refused)) from refused
+    return client.fold(run.run_id)
+
+
+def cancel_command(options: argparse.Namespace, client: SyncClient) -> int:
+    """``cancel RUN``. Status 0 says that it was asked to stop, 1 that it had ended already."""
+    run_id = client.find_run_id(options.run)
+    before = client.fold(run_id).flow_run.state
+    client.cancel_flow_run(run_id)
+    status = _report_request(options, client.fold(run_id))
+    return FAILED if before is not None and before.is_final() else status
+
+
+def _report_request(options: argparse.Namespace, run: Run) -> int:
+    """Tell what a request brought about, without waiting for what comes of it."""
+    state = run.flow_run.state
+    report = _report(run, state)
+    print(json.dumps(report) if options.json else f"{run.run_id}  {printable(run.flow_run.flow_name)}  {state}")
+    return COMPLETED
 
 
 def ls_command(options: argparse.Namespace, client: SyncClient) -> int:

@@ -9,18 +9,16 @@ is a root run.
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from ._modules import class_name
 from ._waits import RUN_IS_ASYNC, now_us, to_datetime
 from .exceptions import MissingContextError
-from .settings import current_settings, temporary_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from datetime import datetime
     from types import TracebackType
 
@@ -204,107 +202,3 @@ def get_run_context() -> FlowRunContext | TaskRunContext:
     if flow_context is None:
         raise MissingContextError("No run context is available: this is not called from a flow or a task.")
     return flow_context
-
-
-# ------------------------------------------------------------------------------------- carried to other processes
-
-
-def serialize_context() -> dict[str, Any]:
-    """What is current here, as plain JSON that :func:`hydrated_context` makes current elsewhere.
-
-    The flow run and the task run go as facts, not as objects: their parameters in the form that logs show.
-    Whatever is not set is an empty dict or None. Settings go along in full, as they are."""
-    from ._carried import describe_definition, describe_flow_run, describe_task_run  # only who sends needs it
-
-    flow, task, given_tags = FlowRunContext.get(), TaskRunContext.get(), TagsContext.get()
-    parts: dict[str, Any] = {
-        "flow_run_context": {},
-        "task_run_context": {},
-        "tags_context": {} if given_tags is None else {"current_tags": sorted(given_tags.current_tags)},
-        "settings_context": current_settings().as_dict(),
-        "asset_context": {},
-        "deployment_id": None,
-        "deployment_parameters": {},
-    }
-    if flow is not None:
-        parts["flow_run_context"] = {
-            "flow": describe_definition(flow.flow),
-            "flow_run": describe_flow_run(flow.flow_run),
-            "task_runner": class_name(getattr(flow.task_runner, "nested_runner", None) or type(flow.task_runner)),
-            "keep_results": flow.live.keep_results,
-            "start_time": flow._start,
-        }
-    if task is not None:
-        parts["task_run_context"] = {
-            "task": describe_definition(task.task),
-            "task_run": describe_task_run(task.task_run),
-            "start_time": task._start,
-        }
-    return parts
-
-
-@contextmanager
-def hydrated_context(
-    serialized: dict[str, Any] | None = None, *, flow: Any = None, task: Any = None, parameters: Any = None
-) -> Iterator[LiveRun | None]:
-    """Make current what :func:`serialize_context` described, for the block; nothing at all for None or ``{}``.
-
-    Yields the flow run as it is *detached*: task calls in the block are recorded in this process's memory, not
-    in the log, which only the run's owner appends to. Submitted ones run here, and have ended when the block
-    has. `flow`, `task` and `parameters` are used in place of what would have to be found."""
-    with ExitStack() as stack:
-        live = None
-        given = serialized or {}
-        if given.get("settings_context"):
-            stack.enter_context(temporary_settings(**given["settings_context"]))
-        if given.get("flow_run_context"):
-            live = _hydrate_flow(given["flow_run_context"], flow, stack)
-        if given.get("task_run_context"):
-            _hydrate_task(given["task_run_context"], task, parameters, stack)
-        if given.get("tags_context"):
-            stack.enter_context(TagsContext(set(given["tags_context"]["current_tags"])))
-        yield live
-
-
-def _hydrate_flow(part: dict[str, Any], flow: Any, stack: ExitStack) -> LiveRun:
-    from ._carried import detached_run, stand_in  # only who receives needs it
-    from ._tagged_json import import_resolver  # likewise
-    from .client.orchestration import current_client  # likewise
-
-    flow = flow if flow is not None else stand_in(part["flow"])
-    live = detached_run(part["flow_run"], flow, keep_results=part["keep_results"])
-    runner = import_resolver(*part["task_runner"].split(":"))()
-    context = FlowRunContext(flow, live.flow_run, live, current_client(), runner, live.flow_run.parameters)
-    context._start = part["start_time"]
-    stack.enter_context(context)
-    stack.enter_context(runner)
-    return live
-
-
-def _hydrate_task(part: dict[str, Any], task: Any, parameters: Any, stack: ExitStack) -> None:
-    from ._carried import stand_in, task_run_from  # only who receives needs it
-
-    flow_context = FlowRunContext.get()
-    client = None if flow_context is None else flow_context.client
-    task = task if task is not None else stand_in(part["task"])
-    context = TaskRunContext(task, task_run_from(part["task_run"]), parameters or {}, client)
-    context._start = part["start_time"]
-    stack.enter_context(context)
-
-
-class _InContext:
-    """A function that is called in the context in which this object was made."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn = fn
-        self.context = serialize_context()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with hydrated_context(self.context):
-            return self.fn(*args, **kwargs)
-
-
-def with_context(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` to be called with what is current now, also in another process: for pools of one's own. It can be
-    pickled if `fn` can. Task calls in it are not recorded in the flow run's log, see :func:`hydrated_context`."""
-    return _InContext(fn)

@@ -8,13 +8,16 @@ in async code, as the current run's kind says (outside of runs, whether an event
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ._pausing import check_timeout, current_flow_run, pause_here, suspend_here
 from ._waits import AsyncioWaits, BlockingWaits, choose_async, dual, finish
 from .client.orchestration import SyncClient, current_client
+from .client.waiting import until_final
 from .exceptions import MicroflowException, MissingFlowError
 from .flow_engine import run_flow
+from .states import Suspended
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from ._waits import Waits
     from .client.fold import Run
     from .client.live import LiveRun
+    from .client.objects import FlowRun
     from .flows import Flow
     from .states import State
 
@@ -82,7 +86,7 @@ def suspend_flow_run(
     a task, in a subflow, and when the flow could not be imported or its parameters not be rebuilt by another
     process."""
     check_timeout(timeout)
-    return dual(lambda: suspend_here(current_flow_run("suspended"), timeout, key), _sync)
+    return dual(lambda: _suspend(flow_run_id, timeout, key), _sync)
 
 
 async def asuspend_flow_run(
@@ -93,7 +97,16 @@ async def asuspend_flow_run(
     client: Any = None,
 ) -> Any:
     """The coroutine form of :func:`suspend_flow_run`."""
-    return suspend_flow_run(wait_for_input, flow_run_id, timeout, key, client, _sync=True)
+    check_timeout(timeout)
+    return _suspend(flow_run_id, timeout, key)
+
+
+def _suspend(flow_run_id: UUID | str | None, timeout: float | None, key: str | None) -> None:
+    if flow_run_id is None:
+        suspend_here(current_flow_run("suspended"), timeout, key)
+    else:
+        state: State[Any] = Suspended(timeout_seconds=timeout, pause_key=key or os.urandom(16).hex())
+        current_client().suspend_flow_run(flow_run_id, state)
 
 
 # ------------------------------------------------------------------------------------------------ resume
@@ -122,6 +135,26 @@ def cancel_flow_run(flow_run_id: UUID | str) -> State[Any]:
 
     A running flow notices it at its next boundary: a task call, a pause, the end of the body. What has started ends."""
     return current_client().cancel_flow_run(flow_run_id)
+
+
+# ------------------------------------------------------------------------------------------------- wait
+
+
+async def wait_for_flow_run(
+    flow_run_id: UUID | str,
+    timeout: float | None = 10800,
+    poll_interval: float | None = 5,
+    client: Any = None,
+    log_states: bool = False,
+) -> FlowRun:
+    """Wait until a flow run, of whatever process, has ended; gives the run, whatever it ended in. A run whose process
+    is
+    killed meanwhile is CRASHED within about a second; a paused or suspended one is waited for.
+
+    FlowRunWaitTimeout after `timeout` seconds (None: never; 0 looks once), ObjectNotFound for an unknown id.
+    `log_states` logs each state that is seen. The end arrives by itself: `poll_interval` is accepted and not needed, as
+    is `client`."""
+    return await until_final(current_client(), flow_run_id, AsyncioWaits(), timeout, log_states=log_states)
 
 
 # --------------------------------------------------------------------------------------------- run again

@@ -77,6 +77,12 @@ FLOW_TRANSITIONS = _parsed(_FLOW_TABLE)
 TASK_TRANSITIONS = _parsed(_TASK_TABLE)
 
 
+def is_expired(state: State[Any]) -> bool:
+    """Whether the deadline of a pause has passed, by the wall clock."""
+    deadline = to_us(state.state_details.pause_timeout)
+    return deadline is not None and deadline <= now_us()
+
+
 def column_of(state: State[Any]) -> str:
     """The column of a proposed flow run state."""
     if state.type is StateType.PAUSED and state.state_details.pause_reschedule:
@@ -89,9 +95,7 @@ def row_of(state: State[Any] | None) -> str:
     if state is None:
         return "NONE"
     if state.type is StateType.PAUSED:
-        deadline = to_us(state.state_details.pause_timeout)
-        expired = "-EXPIRED" if deadline is not None and deadline <= now_us() else ""
-        return column_of(state) + expired
+        return column_of(state) + ("-EXPIRED" if is_expired(state) else "")
     if state.type is StateType.SCHEDULED:
         due = to_us(state.state_details.scheduled_time)
         return "SCHEDULED-LATER" if due is not None and due > now_us() else "SCHEDULED"

@@ -46,7 +46,7 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
-    (source,) = blocks("python")
+    source = blocks("python")[0]
     path = tmp_path / "squares.py"
     path.write_text(source)
     return path

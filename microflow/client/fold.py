@@ -32,13 +32,16 @@ from uuid import UUID
 from .._kept import KeptResult, ResultFiles
 from .._waits import to_datetime, to_us
 from ..exceptions import MissingResult
-from ..states import Cancelled, Crashed, State, StateDetails, StateType
+from ..states import Cancelled, Crashed, Failed, State, StateDetails, StateType
+from ..transitions import is_expired
 from .objects import Constant, FlowRun, FlowRunResult, Parameter, TaskRun, TaskRunResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..events import Record
+
+PAUSE_EXPIRED = "Flow run was paused and never resumed."
 
 _INPUTS = {kind.input_type: kind for kind in (TaskRunResult, FlowRunResult, Parameter, Constant)}
 _DEFAULT_NAMES = {kind.value: kind.value.capitalize() for kind in StateType}
@@ -344,14 +347,20 @@ class Run:
 
     def seen(self, owner_is_alive: bool) -> State[Any] | None:
         """The flow run's state as a reader should see it. A run whose owner died never shows as running:
-        CRASHED (CANCELLED when it was to be cancelled) is derived here and written by nobody."""
+        CRASHED (CANCELLED when it was to be cancelled, FAILED when its pause expired) is derived here and written by
+        nobody."""
         state = self.flow_run.state
-        if state is None or state.is_final() or self.owner is None or owner_is_alive:
+        if state is None or state.is_final() or owner_is_alive:
             return state
-        if state.is_suspended() or state.is_resuming():
-            return state  # these have no process and need none
         message = f"Its process (pid {self.owner_pid} on {self.owner_host}) ended without reporting."
-        derived = Cancelled(message=message) if state.is_cancelling() else Crashed(message=message)
+        if self.owner is None:
+            message = "Its process let go of it before it ended."
+        if state.is_paused() and is_expired(state):
+            derived = Failed(message=PAUSE_EXPIRED)
+        elif state.is_suspended() or state.is_resuming() or (self.owner is None and not state.is_running()):
+            return state  # these have no process and need none
+        else:
+            derived = Cancelled(message=message) if state.is_cancelling() else Crashed(message=message)
         derived.at = state.at + 1
         derived.state_details = state.state_details
         return derived

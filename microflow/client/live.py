@@ -29,7 +29,7 @@ from .fold import Run, TaskHistory, note_record, rolled_back_state, state_of, st
 from .objects import FINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from ..stores import Store
     from .objects import FlowRun, TaskRun
@@ -343,20 +343,6 @@ class LiveRun:
 
         self._transition(decide)
 
-    def append_reported(self, pieces: Iterable[list[dict[str, Any]]], files: Iterable[bytes]) -> None:
-        """Append what a worker recorded of the calls that a task of this run made there, a piece to a line.
-
-        Precedes the end of the attempt that made them: dying before it, they were not logged and run again with
-        it; dying after it, those that ended are handed back."""
-        for data in files:
-            self.store.put_result(self.run_id, data)
-        for bodies in pieces:
-
-            def decide(bodies: list[dict[str, Any]] = bodies) -> tuple[None, list[dict[str, Any]]]:
-                return None, bodies
-
-            self._transition(decide)
-
     def _entered(self, task_run: TaskRun, states: Sequence[State[Any]]) -> None:
         task_run.recorded = True
         for state in states:
@@ -457,10 +443,6 @@ class LiveRun:
             number = self._calls.get(call, 0)
             self._calls[call] = number + 1
         return number
-
-    def calls_made(self) -> dict[bytes, int]:
-        """How many times each call was made in this attempt; for a worker that goes on counting elsewhere."""
-        return self._calls
 
     def begin_attempt(self) -> None:
         """Count occurrences anew: a flow retry is a new attempt."""

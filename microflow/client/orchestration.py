@@ -40,7 +40,7 @@ from ..stores import FileStore, MemoryStore, Store
 from .fold import Run, state_record
 from .live import Answer, LiveRun, MemoryTasks
 from .objects import FINAL, FlowRun, TaskRun, new_run_id, sort_key
-from .requests import cancel, resume, why_not_restartable
+from .requests import cancel, resume, suspend, why_not_restartable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 #: how long a claimant waits for a live owner to let go, in seconds
 CLAIM_PATIENCE = 0.1
+LEAVING_PATIENCE = 60.0
 
 _ADJECTIVES = "amber bold brisk calm clear deft eager fair fleet gentle keen light lucid merry nimble quiet rapid sage"
 _NOUNS = "alder badger brook cedar crane delta ember falcon finch grove heron jay larch lynx otter raven reef wren"
@@ -172,13 +173,16 @@ class SyncClient:
 
     def free_run(self, run_id: str, *, steal: bool = False) -> Run:
         """The run as it is, which no live process owns, or `steal`. An owner is given :data:`CLAIM_PATIENCE`
-        to let go, then RunningElsewhere is raised. Appends nothing."""
-        deadline = time.monotonic() + CLAIM_PATIENCE
+        to let go, one that was suspended :data:`LEAVING_PATIENCE`, for what has started there ends first; then
+        RunningElsewhere is raised. Appends nothing."""
+        began = time.monotonic()
         while True:
             run = self.fold(run_id)
             if steal or not self.is_alive(run):
                 return run
-            if time.monotonic() >= deadline:
+            state = run.flow_run.state
+            leaves = state is not None and (state.is_suspended() or state.is_resuming())
+            if time.monotonic() >= began + (LEAVING_PATIENCE if leaves else CLAIM_PATIENCE):
                 raise RunningElsewhere(
                     f"flow run {run_id} is running in process {run.owner_pid} on {run.owner_host}; "
                     f"stop that process, or take the run from it with --steal"
@@ -365,7 +369,7 @@ class SyncClient:
         try:
             yield live
         finally:
-            if owned is None:
+            if live.run_id not in self.owned:  # it may be run here by now
                 self.store.close(live.run_id)
 
     def resume_flow_run(self, flow_run_id: UUID | str, run_input: dict[str, Any] | None = None) -> None:
@@ -375,6 +379,18 @@ class SyncClient:
             raise TypeError(f"run_input must be a dict, got {type(run_input).__name__}")
         with self.addressed(flow_run_id) as live:
             resume(live, self._works, lambda state: [], why_not_restartable)
+
+    def suspend_flow_run(self, flow_run_id: UUID | str, state: State[Any]) -> None:
+        """Ask a running run to leave its process at the next boundary; `state` is the Suspended to propose. Without
+        effect when it is suspended already, RuntimeError when it does not run or could not be run again."""
+        with self.addressed(flow_run_id) as live:
+            reason = why_not_restartable(live)
+            if reason is None:
+                answer = suspend(live, state, [])
+                if answer.accepted or (answer.state is not None and answer.state.is_running()):
+                    return  # one whose key is known was passed before
+                reason = answer.reason
+            raise RuntimeError(f"Flow run {live.run_id} cannot be suspended: {reason}")
 
     def cancel_flow_run(self, flow_run_id: UUID | str) -> State[Any]:
         """Ask a run to stop; gives the state that it is in then. Its process stops at the next boundary: a task call,
@@ -482,6 +498,10 @@ class Client:
     async def resume_flow_run(self, flow_run_id: UUID | str, run_input: dict[str, Any] | None = None) -> None:
         """See :meth:`SyncClient.resume_flow_run`."""
         self._client.resume_flow_run(flow_run_id, run_input)
+
+    async def suspend_flow_run(self, flow_run_id: UUID | str, state: State[Any]) -> None:
+        """See :meth:`SyncClient.suspend_flow_run`."""
+        self._client.suspend_flow_run(flow_run_id, state)
 
     async def cancel_flow_run(self, flow_run_id: UUID | str) -> State[Any]:
         """See :meth:`SyncClient.cancel_flow_run`."""

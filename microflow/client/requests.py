@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .._waits import now_us, to_us
 from ..exceptions import FlowPauseTimeout, NotPausedError
 from ..states import Cancelled, Cancelling, Failed, Running, Scheduled, State, StateType
+from ..transitions import is_expired
+from .fold import PAUSE_EXPIRED as PAUSE_EXPIRED
 from .live import Answer, LiveRun
 
 if TYPE_CHECKING:
@@ -24,14 +25,7 @@ if TYPE_CHECKING:
 
     Bodies = list[dict[str, Any]]
 
-PAUSE_EXPIRED = "Flow run was paused and never resumed."
 _PAUSE_ENDED = "The pause ended without a resume."
-
-
-def is_expired(state: State[Any]) -> bool:
-    """Whether the deadline of a pause has passed, by the wall clock."""
-    deadline = to_us(state.state_details.pause_timeout)
-    return deadline is not None and deadline <= now_us()
 
 
 def pause(live: LiveRun, state: State[Any], inputs: Bodies) -> Answer:

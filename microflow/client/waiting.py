@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for the end of a flow run, of this process or another, in either form.
+
+What ends the wait is a final state in the log, or the death of the process that owned the run, which the follower looks
+for once a second: nobody writes that into the log, so it is derived, here as everywhere (``Run.seen``).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ..exceptions import FlowRunWaitTimeout
+from .news import News
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from .._waits import Waits
+    from .objects import FlowRun
+    from .orchestration import SyncClient
+
+
+async def until_final(
+    client: SyncClient, flow_run_id: UUID | str, waits: Waits, timeout: float | None, *, log_states: bool = False
+) -> FlowRun:
+    """The run once it has ended. FlowRunWaitTimeout when that takes longer than `timeout` seconds; 0 looks once."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    seen = 0
+    with client.addressed(flow_run_id) as live, News([live]) as news:
+        while True:
+            live.refresh()
+            if log_states:
+                seen = _log_states(live.run_id, live.run.states, seen)
+            state = live.run.seen(client.is_alive(live.run))
+            if state is not None and state.is_final():
+                return client.read_flow_run(live.run_id)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise FlowRunWaitTimeout(
+                    f"flow run {live.run_id} did not end within {timeout} seconds; it is in state {state}"
+                )
+            await news.next(waits, deadline)
+
+
+def _log_states(run_id: str, states: Sequence[object], seen: int) -> int:
+    import logging  # only for those who want to see the states
+
+    for state in states[seen:]:
+        logging.getLogger("microflow.flow_runs").info("Flow run %s is in state %s", run_id, state)
+    return len(states)

@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class IsolationLevel(enum.Enum):
-    """What transactions on the same key see of each other."""
+class IsolationLevel(str, enum.Enum):
+    """What transactions on the same key see of each other; the value is the name."""
 
     #: the last commit wins
-    READ_COMMITTED = enum.auto()
+    READ_COMMITTED = "READ_COMMITTED"
     #: one after the other: the key is locked from begin to end
-    SERIALIZABLE = enum.auto()
+    SERIALIZABLE = "SERIALIZABLE"
 
 
 class LockManager(Protocol):
@@ -88,6 +88,9 @@ class LockManager(Protocol):
     async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
         """The same without blocking the loop."""
         ...
+
+
+_mutex = threading.Lock()  # guards the making of managers
 
 
 class _Blocking(BlockingWaits):
@@ -206,11 +209,12 @@ class MemoryLockManager(_LockManager):
     _held: dict[str, _Held]
 
     def __new__(cls) -> MemoryLockManager:
-        if MemoryLockManager._only is None:
-            only = super().__new__(cls)
-            only._reset()
-            MemoryLockManager._only = only
-        return MemoryLockManager._only
+        with _mutex:
+            if MemoryLockManager._only is None:
+                only = super().__new__(cls)
+                only._reset()
+                MemoryLockManager._only = only
+            return MemoryLockManager._only
 
     def _reset(self) -> None:
         self._mutex = threading.Lock()
@@ -260,6 +264,8 @@ def _end(now: float, hold: float | None) -> float:
 
 
 def _after_fork_in_child() -> None:
+    global _mutex
+    _mutex = threading.Lock()
     if MemoryLockManager._only is not None:
         MemoryLockManager._only._reset()  # the holders are threads that do not exist here
 
@@ -274,7 +280,6 @@ _GLANCE = 0.0005  # seconds to wait while somebody else reads or writes a record
 
 # Managers of one folder share what tells that this process lives: a copy can give back what the first one took.
 _stores: WeakValueDictionary[str, FileStore] = WeakValueDictionary()
-_mutex = threading.Lock()  # guards the table above
 
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 

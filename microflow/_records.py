@@ -38,7 +38,8 @@ except ImportError:  # pragma: no cover
 R = TypeVar("R")
 
 FORMAT = 1
-MOST_CACHED = 1000
+MOST_RESULTS = 1000
+MOST_BYTES = 64 * 1024 * 1024
 
 
 class ResultRecordMetadata:
@@ -179,27 +180,20 @@ class ResultRecord(Value[R]):
         (`trusted`)."""
         head, _, payload = data.partition(b"\n")
         try:
-            metadata = ResultRecordMetadata.load_bytes(head)
+            return cls.deserialize_from_result_and_metadata(payload, head, trusted=trusted)
         except DamagedResult:
             if backup_serializer is None:
                 raise
-            metadata, payload = ResultRecordMetadata(serializer=backup_serializer), data
-            metadata._seal(payload)
-        return cls._rebuilt(payload, metadata, trusted)
+        return cls(_loaded(backup_serializer, data, trusted), ResultRecordMetadata(serializer=backup_serializer))
 
     @classmethod
     def deserialize_from_result_and_metadata(
         cls, result: bytes, metadata: bytes, *, trusted: bool = False
     ) -> ResultRecord[Any]:
-        """The record whose value and metadata were written apart."""
-        return cls._rebuilt(result, ResultRecordMetadata.load_bytes(metadata), trusted)
-
-    @classmethod
-    def _rebuilt(cls, payload: bytes, metadata: ResultRecordMetadata, trusted: bool) -> ResultRecord[Any]:
-        metadata._check(payload)
-        serializer = metadata.serializer
-        value = serializer.loads(payload) if trusted else serializer.loads_untrusted(payload)
-        return cls(value, metadata, is_persisted=True)
+        """The record whose value and metadata were written apart. Errors as of :meth:`deserialize`."""
+        known = ResultRecordMetadata.load_bytes(metadata)
+        known._check(result)
+        return cls(_loaded(known.serializer, result, trusted), known, is_persisted=True)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, ResultRecord) and self.metadata != other.metadata:
@@ -210,6 +204,17 @@ class ResultRecord(Value[R]):
 
     def __repr__(self) -> str:
         return f"ResultRecord({self.load()!r}, {self.metadata!r})"
+
+
+def _loaded(serializer: Serializer, payload: bytes, trusted: bool) -> Any:
+    try:
+        return serializer.loads(payload) if trusted else serializer.loads_untrusted(payload)
+    except SerializationError:
+        raise
+    except Exception as error:  # serializers run the user's code, which may raise anything
+        raise SerializationError(
+            f"the serializer {serializer.type!r} cannot read it: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _aware(moment: datetime) -> datetime:
@@ -228,32 +233,36 @@ def _version() -> str:
 
 
 class ResultCache:
-    """The records that were read or written last. Shared by the stores that are derived from one."""
+    """The results that were read last, as bytes: who gets one may change it. Shared by the stores that are
+    derived from one another."""
 
-    def __init__(self, maximum: int = MOST_CACHED) -> None:
-        self.maximum = maximum
-        self._mutex = threading.Lock()  # guards the records
-        self._records: OrderedDict[str, tuple[object, ResultRecord[Any]]] = OrderedDict()
+    def __init__(self, most_results: int = MOST_RESULTS, most_bytes: int = MOST_BYTES) -> None:
+        self.most_results = most_results
+        self.most_bytes = most_bytes
+        self._mutex = threading.Lock()  # guards the two below
+        self._stored: OrderedDict[str, tuple[object, bytes, bytes]] = OrderedDict()
+        self._bytes = 0
 
-    def get(self, key: str, version: object) -> ResultRecord[Any] | None:
-        """The record under `key`, unless its time is over or what is stored is another `version` by now."""
+    def get(self, key: str, version: object) -> tuple[bytes, bytes] | None:
+        """Metadata and payload under `key`, unless what is stored is another `version` by now."""
         with self._mutex:
-            found = self._records.get(key)
-            if found is None or found[0] != version or found[1].metadata.is_expired():
+            found = self._stored.get(key)
+            if found is None or found[0] != version:
                 return None
-            self._records.move_to_end(key)
-            return found[1]
+            self._stored.move_to_end(key)
+            return found[1:]
 
-    def put(self, key: str, version: object, record: ResultRecord[Any]) -> None:
-        """Remember a record; the one that was not asked for the longest is forgotten."""
+    def put(self, key: str, version: object, metadata: bytes, payload: bytes) -> None:
+        """Remember a result; those that were not asked for the longest are forgotten."""
         with self._mutex:
-            self._records[key] = version, record
-            self._records.move_to_end(key)
-            if len(self._records) > self.maximum:
-                self._records.popitem(last=False)
+            self._bytes += len(payload) - len(self._stored.pop(key, (None, b"", b""))[2])
+            self._stored[key] = version, metadata, payload
+            while len(self._stored) > self.most_results or self._bytes > self.most_bytes:
+                _, (_, _, oldest) = self._stored.popitem(last=False)
+                self._bytes -= len(oldest)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._records
+        return key in self._stored
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._stored)

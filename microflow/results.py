@@ -26,7 +26,7 @@ from ._storage import LocalFileSystem as LocalFileSystem
 from ._storage import as_storage, default_storage
 from ._waits import AsyncioWaits, BlockingWaits, finish, loop_is_running
 from .context import FlowRunContext, TaskRunContext
-from .exceptions import ConfigurationError, MicroflowException, MissingResult
+from .exceptions import ConfigurationError, DamagedResult, MissingResult, SerializationError, StorageError
 from .serializers import get_serializer
 from .settings import current_settings
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ._waits import Waits
     from .serializers import Serializer
 
+_UNREADABLE = (DamagedResult, SerializationError, StorageError)
 _BLOCKING, _ASYNCIO = BlockingWaits(), AsyncioWaits()
 
 
@@ -93,7 +94,8 @@ class ResultStore:
         if template is not None:
             store.storage_key_fn = partial(storage_key_from, template)
         store.lock_manager = lock_manager or self.lock_manager
-        policy: Any = getattr(task, "cache_policy", None)
+        # the default policy says nothing of these, and to ask for it would load its module
+        policy: Any = None if task.has_default_policy else task.cache_policy
         if getattr(policy, "lock_manager", None) is not None:
             store.lock_manager = policy.lock_manager
         if getattr(policy, "key_storage", None) is not None:
@@ -131,7 +133,7 @@ class ResultStore:
     async def _exists(self, waits: Waits, key: str) -> bool:
         try:
             if self.metadata_storage is None:
-                metadata = (await self._fetch(waits, key)).metadata
+                metadata = self._record(*await self._bytes(waits, key)).metadata
             else:
                 metadata = ResultRecordMetadata.load_bytes(await _ask(waits, self.metadata_storage.read_path, key))
         except Exception:  # whatever keeps a result from being read: the task runs
@@ -153,31 +155,32 @@ class ResultStore:
         if locks is not None and not locks.is_lock_holder(key, holder or default_holder()):
             await (locks.await_for_lock(key) if waits is _ASYNCIO else _now(locks.wait_for_lock, key))
         try:
-            return await self._fetch(waits, key)
+            return self._record(*await self._bytes(waits, key))
         except ValueError as error:
             raise MissingResult(f"the result {key!r} {self._of} is not there: {error}") from error
-        except MicroflowException as error:
-            raise type(error)(f"the result {key!r} {self._of} in {self._where(key)} cannot be read: {error}") from error
+        except _UNREADABLE as error:
+            kind = next(kind for kind in _UNREADABLE if isinstance(error, kind))
+            raise kind(f"the result {key!r} {self._of} in {self._where(key)} cannot be read: {error}") from error
 
-    async def _fetch(self, waits: Waits, key: str) -> ResultRecord[Any]:
-        """The record, from memory or storage; errors as storage and serializer raise them."""
-        full = self._full(key)
-        version = self._version(key)
+    async def _bytes(self, waits: Waits, key: str) -> tuple[bytes, bytes]:
+        """Metadata and payload, from memory or storage. Errors as the storage raises them."""
+        full, version = self._full(key), self._version(key)
         if self.cache_result_in_memory and (cached := self.cache.get(full, version)) is not None:
             return cached
-        storage, head = self.result_storage, None
-        if self.metadata_storage is not None:
-            head = await _ask(waits, self.metadata_storage.read_path, key)
-            key = ResultRecordMetadata.load_bytes(head).storage_key or key
-        data = await _ask(waits, storage.read_path, key)
-        trusted = all(_is_private(place) for place in (storage, self.metadata_storage) if place is not None)
-        if head is None:
-            record = ResultRecord.deserialize(data, trusted=trusted)
+        if self.metadata_storage is None:
+            head, _, payload = (await _ask(waits, self.result_storage.read_path, key)).partition(b"\n")
         else:
-            record = ResultRecord.deserialize_from_result_and_metadata(data, head, trusted=trusted)
+            head = await _ask(waits, self.metadata_storage.read_path, key)
+            place = ResultRecordMetadata.load_bytes(head).storage_key or key
+            payload = await _ask(waits, self.result_storage.read_path, place)
         if self.cache_result_in_memory:
-            self.cache.put(full, version, record)
-        return record
+            self.cache.put(full, version, head, payload)
+        return head, payload
+
+    def _record(self, head: bytes, payload: bytes) -> ResultRecord[Any]:
+        places = (self.result_storage, self.metadata_storage)
+        trusted = all(_is_private(place) for place in places if place is not None)
+        return ResultRecord.deserialize_from_result_and_metadata(payload, head, trusted=trusted)
 
     def _full(self, key: str) -> str:
         """The key as it stands in a record: in a folder, the path of the file."""
@@ -241,17 +244,16 @@ class ResultStore:
         key, locks = self._short(full), self.lock_manager
         if locks is not None and locks.is_locked(key) and not locks.is_lock_holder(key, holder or default_holder()):
             raise RuntimeError(f"the result {key!r} {self._of} cannot be written: the key is locked by somebody else")
+        payload = record.serialize_result()
+        record.metadata._seal(payload)
+        head = record.serialize_metadata()
         if self.metadata_storage is None:
-            await _ask(waits, self.result_storage.write_path, full, record.serialize())
+            await _ask(waits, self.result_storage.write_path, full, head + b"\n" + payload)
         else:
             # the value first: dying between the two, nothing is found under the key
-            payload = record.serialize_result()
-            record.metadata._seal(payload)
             await _ask(waits, self.result_storage.write_path, full, payload)
-            await _ask(waits, self.metadata_storage.write_path, key, record.serialize_metadata())
+            await _ask(waits, self.metadata_storage.write_path, key, head)
         record.is_persisted = True
-        if self.cache_result_in_memory:
-            self.cache.put(full, self._version(key), record)
 
     # ------------------------------------------------------------------------------------------------ locks
 

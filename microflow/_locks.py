@@ -337,7 +337,7 @@ class FileSystemLockManager(_LockManager):
             counts = time.time() < record["until"] if record["until"] is not None else True
             if counts and isinstance(record["holder"], str) and self._store.is_alive(record["owner"]):
                 return dict(record)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             pass
         return {}
 

@@ -47,16 +47,21 @@ class Job(Protocol):
 class PoolSlot:
     """The slot of one job (``_waits.Slot``). Nested and concurrent waits of a job give it back once."""
 
-    __slots__ = ("_depth", "_pool")
+    __slots__ = ("_depth", "_pool", "_stopped", "job")
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, job: Job) -> None:
         self._pool = pool
         self._depth = 0
+        self._stopped: list[PoolSlot] = []  # of the other jobs on the loop that this one blocks
+        self.job = job
 
     def give_back(self, *, blocking: bool = True) -> None:
-        """Let another job have the slot. A loop thread that is about to block hands its waiting jobs on."""
+        """Let another job have the slot. A loop thread that is about to block hands its waiting jobs on, and the
+        slots of those that it stops."""
         if blocking:
-            self._pool.leave_loop()
+            for other in self._pool.leave_loop(self):
+                self._stopped.append(other)
+                other.give_back(blocking=False)
         with self._pool.lock:
             self._depth += 1
             if self._depth == 1:
@@ -64,6 +69,8 @@ class PoolSlot:
 
     def take_again(self, *, at_once: bool = False) -> None:
         """Have a slot again; a loop thread must not block and takes one `at_once`, over the limit."""
+        while self._stopped:
+            self._stopped.pop().take_again(at_once=True)
         turn = None
         with self._pool.lock:
             self._depth -= 1
@@ -145,11 +152,6 @@ class Pool:
         else:
             self.active -= 1
 
-    def free(self) -> None:
-        """Give up the slot of a job that ended on a loop."""
-        with self.lock:
-            self.pass_on()
-
     def _work(self) -> None:
         """The life of a worker thread; begins with a slot."""
         job = self._next()
@@ -159,7 +161,7 @@ class Pool:
                 job = self._next(has_slot=False)
                 continue
             try:
-                job.context.run(job.run, PoolSlot(self))
+                job.context.run(job.run, PoolSlot(self, job))
             except BaseException:  # a callback of the user's broke; the worker and the others go on (I7)
                 get_logger("task_runners").exception("a callback in worker thread %s raised", self.name)
             job = self._next()
@@ -225,37 +227,34 @@ class Pool:
                 return  # it was started on another loop thread meanwhile
             job = self._for_loops.popleft()
         job.loop_thread = loop_thread
-        job.context.run(loop_thread.start, self._run_async(job))
+        job.context.run(loop_thread.start, self._run_async(job, loop_thread))
 
-    async def _run_async(self, job: Job) -> None:
+    async def _run_async(self, job: Job, loop_thread: LoopThread) -> None:
+        slot = PoolSlot(self, job)
+        loop_thread.slots.add(slot)
         try:
-            await job.run_async(PoolSlot(self))
+            await job.run_async(slot)
         except BaseException:  # a callback of the user's broke; an interrupt out of here would end the loop (I7)
             get_logger("task_runners").exception("a callback on the loop thread of %s raised", self.name)
         finally:
-            self.free()
+            loop_thread.slots.discard(slot)
+            with self.lock:
+                self.pass_on()
 
-    def refuse_to_block_for(self, job: Job) -> None:
-        """RuntimeError when `job` runs on the loop of this thread: to block until it is done would be for ever."""
-        loop_thread = job.loop_thread
-        if loop_thread is not None and loop_thread.thread is threading.current_thread():
-            raise RuntimeError(
-                "this would block the event loop that the awaited task runs on, for ever; "
-                "use `await future` instead of future.result() or future.wait() in a coroutine"
-            )
-
-    def leave_loop(self) -> None:
-        """This thread is about to block. If it is a loop's, what was to start on it starts on another one."""
+    def leave_loop(self, slot: PoolSlot) -> list[PoolSlot]:
+        """This thread is about to block. If it is a loop's, what was to start on it starts on another one. Gives
+        the other slots of that loop: their jobs stand still meanwhile."""
         here = threading.current_thread()
         with self.lock:
             mine = next((loop for loop in self._loops if loop.thread is here), None)
             if mine is None:
-                return
+                return []
             if mine is self._loops[-1]:
                 self._loops.append(LoopThread(f"{self.name}-loop-{len(self._loops)}"))
             waiting, loop_thread = len(self._for_loops), self._loops[-1]
         for _ in range(waiting):
             loop_thread.call(self._start_one, loop_thread)
+        return [other for other in mine.slots if other is not slot]
 
 
 class LoopThread:
@@ -267,6 +266,8 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[Any] = set()
         self._ending = False
+        self.blocked_by: Any = None  # kept by _deadlocks
+        self.slots: set[PoolSlot] = set()  # of the jobs on it; touched by its own thread only
         self.thread = threading.Thread(target=self._loop.run_forever, name=name)
         self.thread.start()
 

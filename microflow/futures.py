@@ -15,18 +15,22 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._arguments import StopVisiting, allow_failure, find, opaque, quote, visit_collection
-from ._waits import completion_of, loop_is_running, slot_given_back
+from ._arrivals import DoneAndNotDoneFutures as DoneAndNotDoneFutures
+from ._arrivals import WaitTimeout, check_timeout
+from ._arrivals import as_completed as as_completed
+from ._arrivals import wait as wait
+from ._deadlocks import Job, One, blocking
+from ._waits import completion_of, slot_given_back
 from .client.objects import FlowRun, TaskRun
 from .exceptions import MicroflowException, UpstreamTaskError
 from .logging import get_logger
 from .states import Cancelled, Pending, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator
     from concurrent.futures import Future
     from uuid import UUID
 
@@ -111,8 +115,8 @@ class ConcurrentFuture(WrappedFuture[R]):
 
     def __init__(self, task_run_id: UUID, wrapped_future: Future[Any]) -> None:
         super().__init__(task_run_id, wrapped_future)
-        #: called before a wait that would block an event loop; raises when it could never end
-        self.before_blocking_a_loop: Callable[[], None] | None = None
+        #: the submitted run, if it is one of this process, for whoever is about to block
+        self.job: Job | None = None
 
     @property
     def state(self) -> State[R]:
@@ -139,11 +143,9 @@ class ConcurrentFuture(WrappedFuture[R]):
         if not wrapped.done():
             if timeout is not None and timeout <= 0:
                 return False  # a poll blocks nothing and leaves no callback behind
-            if self.before_blocking_a_loop is not None and loop_is_running():
-                self.before_blocking_a_loop()
             done = threading.Event()
             wrapped.add_done_callback(lambda _: done.set())
-            with slot_given_back():
+            with blocking(One(self)), slot_given_back():
                 if not done.wait(timeout):
                     return False
         self._adopt()
@@ -173,113 +175,17 @@ class FutureList(list[RunFuture[R]]):
 
         TimeoutError when they are not all done after `timeout` seconds; a TimeoutError out of a task is
         passed on as it is."""
-        _check_timeout(timeout)
+        check_timeout(timeout)
         deadline = time.monotonic() + timeout if timeout else None
         results: dict[int, R] = {}
         try:
             for future in as_completed(self, timeout):
                 results[id(future)] = future.result(raise_on_failure=raise_on_failure)
             if deadline is not None and time.monotonic() > deadline:
-                raise _WaitTimeout  # reading a result took too long
-        except _WaitTimeout:
+                raise WaitTimeout  # reading a result took too long
+        except WaitTimeout:
             raise TimeoutError(f"Timed out waiting for all futures to complete within {timeout} seconds") from None
         return [results[id(future)] for future in self]
-
-
-class DoneAndNotDoneFutures(NamedTuple):
-    """What ``wait`` returns: the set of done futures and the set of the others."""
-
-    done: set[RunFuture[Any]]
-    not_done: set[RunFuture[Any]]
-
-
-class _WaitTimeout(TimeoutError):
-    """Our own deadline, told apart from a TimeoutError out of a task."""
-
-
-def _check_timeout(timeout: float | None) -> None:
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"'timeout' must be a non-negative number, got {timeout}")
-
-
-def _distinct(futures: Iterable[RunFuture[R]]) -> list[RunFuture[R]]:
-    distinct = list(dict.fromkeys(futures))
-    for future in distinct:
-        if not hasattr(future, "_final_state"):
-            raise TypeError(f"{future!r} is not a future of a run; give what submit() or map() returned")
-    return distinct
-
-
-class _Arrivals:
-    """The futures of one wait in the order in which they are done. One condition for all of them."""
-
-    def __init__(self, futures: list[RunFuture[Any]]) -> None:
-        self._arrived: deque[RunFuture[Any]] = deque()
-        # guards nothing but the sleep of the waiter; deque operations are atomic
-        self._condition = threading.Condition()
-        for future in futures:
-            if future._final_state is not None:
-                self._arrived.append(future)
-            else:
-                future.add_done_callback(self._arrive)
-
-    def _arrive(self, future: RunFuture[Any]) -> None:
-        with self._condition:
-            self._arrived.append(future)
-            self._condition.notify()
-
-    def next(self, deadline: float | None, waiting_for: Iterable[RunFuture[Any]]) -> RunFuture[Any] | None:
-        """The next one that is done; None when the deadline passes first."""
-        if not self._arrived:
-            if deadline is not None and deadline <= time.monotonic():
-                return None
-            if loop_is_running():
-                for future in waiting_for:
-                    before = getattr(future, "before_blocking_a_loop", None)
-                    if before is not None and future._final_state is None:
-                        before()
-            with slot_given_back(), self._condition:
-                while not self._arrived:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        return None
-                    self._condition.wait(left)
-        return self._arrived.popleft()
-
-
-def as_completed(futures: Iterable[RunFuture[R]], timeout: float | None = None) -> Generator[RunFuture[R], None, None]:
-    """Yield the futures as they are done, each distinct one once.
-
-    The clock starts at the first ``next`` and runs while the consumer works. TimeoutError, saying how
-    many are unfinished, when `timeout` seconds have passed; 0 yields those that are done already."""
-    _check_timeout(timeout)
-    return _as_completed(futures, timeout)
-
-
-def _as_completed(futures: Iterable[RunFuture[R]], timeout: float | None) -> Generator[RunFuture[R], None, None]:
-    distinct = _distinct(futures)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    arrivals = _Arrivals(distinct)
-    left = dict.fromkeys(distinct)
-    while left:
-        future = arrivals.next(deadline, left)
-        if future is None:
-            raise _WaitTimeout(f"{len(left)} (of {len(distinct)}) futures unfinished")
-        del left[future]
-        future.wait(0)  # adopt the final state
-        yield future
-
-
-def wait(futures: Iterable[RunFuture[R]], timeout: float | None = None) -> DoneAndNotDoneFutures:
-    """Wait until all are done or `timeout` seconds have passed; never raises for a failed run or the timeout."""
-    _check_timeout(timeout)
-    distinct = _distinct(futures)
-    done: set[RunFuture[Any]] = set()
-    try:
-        done.update(_as_completed(distinct, timeout))
-    except _WaitTimeout:
-        done.update(future for future in distinct if future._final_state is not None)
-    return DoneAndNotDoneFutures(done, set(distinct) - done)
 
 
 # ------------------------------------------------------------------------- futures inside containers

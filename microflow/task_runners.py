@@ -28,9 +28,10 @@ from .states import Cancelled, Pending, State, exception_to_crashed_state
 from .task_engine import run_call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from types import TracebackType
 
+    from ._deadlocks import Waiting
     from .client.objects import TaskRunInput
     from .tasks import Task
 
@@ -132,7 +133,9 @@ class _Submission:
         "runner",
         "task",
         "unmet",
+        "upstreams",
         "wait_for",
+        "waiting",
     )
 
     def __init__(
@@ -150,6 +153,12 @@ class _Submission:
         call.on_early_end = self._ended_early
         self.loop_thread: LoopThread | None = None
         self.unmet = 1
+        self.upstreams: Collection[RunFuture[Any]] = ()
+        self.waiting: Waiting | None = None
+
+    def has_ended(self) -> bool:
+        """Whether its future is done."""
+        return self.future.done()
 
     def run(self, slot: PoolSlot) -> None:
         """Run a blocking task in this worker thread."""
@@ -287,12 +296,12 @@ class ThreadPoolTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
         if call.ended is not None:
             submission.future.set_result(call.ended)
             return future
-        if submission.isasync:
-            future.before_blocking_a_loop = lambda: pool.refuse_to_block_for(submission)
+        future.job = submission
         with self._lock:
             self._waiting.add(submission)
         futures = find([*submission.parameters.values(), submission.wait_for], (RunFuture,))
-        for upstream in dict.fromkeys(futures):
+        submission.upstreams = tuple(dict.fromkeys(futures))
+        for upstream in submission.upstreams:
             with self._lock:
                 submission.unmet += 1
             upstream.add_done_callback(lambda _: self._met(submission))
@@ -306,6 +315,7 @@ class ThreadPoolTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
             if submission.unmet or submission not in self._waiting:
                 return
             self._waiting.discard(submission)
+        submission.upstreams = ()
         pool = self._pool
         if pool is None or not pool.put(submission):
             submission.record_cancelled()

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in containers is found and replaced wherever it is, and what did not change stays the same object.
-
-Numbers in docstrings are those of the edge cases in the behaviour specification.
-"""
+"""What stands in containers is found and replaced wherever it is, and what did not change stays the same object."""
 
 from __future__ import annotations
 
@@ -34,6 +31,7 @@ from microflow._containers import (
     visit_collection,
 )
 from microflow.exceptions import MicroflowException
+from tests.behaviour_support import pins
 
 ANNOTATIONS = [unmapped, allow_failure, quote, opaque]
 
@@ -139,6 +137,7 @@ def test_indexing_unmapped_always_gives_the_value():
         lambda x: OrderedDict([("b", x), ("a", 1)]),
         lambda x: deque([1, x], maxlen=5),
         lambda x: Pair(1, x),
+        lambda x: Pair({1, x}, {x}),
         lambda x: Typed(1, x),
         lambda x: OwnNew(1, x),
         lambda x: Plain(1, [x]),
@@ -148,8 +147,9 @@ def test_indexing_unmapped_always_gives_the_value():
         lambda x: [{"a": (Plain({1, x}),)}, deque([frozenset([x])])],
     ],
 )
+@pins("futures_runners", 32, 33, 41)
 def test_a_future_is_replaced_in_any_container_and_the_type_is_kept(build):
-    """32, 33, 41: also where the reference fails (defaultdict, Counter, frozenset, deque, tuples of one's own)."""
+    """Also where the reference fails (defaultdict, Counter, frozenset, deque, tuples of one's own)."""
     before, after = build(Future("done")), build("done")
     assert resolved(before) == after
     assert type(resolved(before)) is type(after)
@@ -200,8 +200,8 @@ def test_a_container_that_cannot_be_made_again_is_named():
         resolved({Future([1])})
 
 
+@pins("futures_runners", 40)
 def test_nothing_changed_means_the_very_same_object_at_every_level():
-    """40"""
     kept = [3, Pair(4, {"a": {5}})]
     mixed = [[1, Future(2)], kept]
     after = resolved(mixed)
@@ -212,8 +212,8 @@ def test_nothing_changed_means_the_very_same_object_at_every_level():
     assert visit_collection(mixed, lambda node: 7) is None
 
 
+@pins("futures_runners", 37)
 def test_the_visit_goes_on_inside_the_replacement():
-    """37"""
     assert resolved(Future([Future({"a": Future(3)})])) == [{"a": 3}]
 
     def drop(node):
@@ -225,8 +225,8 @@ def test_the_visit_goes_on_inside_the_replacement():
     assert visit_collection(nested, drop, return_data=True) == {"inner": {"kept": "done"}}
 
 
+@pins("futures_runners", 38)
 def test_shared_members_stay_shared():
-    """38"""
     for shared in ([Future()], {"deep": {"deeper": [Future()]}}, Future([1])):
         after = resolved({"a": shared, "b": shared, "c": [[shared]]})
         assert after["a"] is after["b"] is after["c"][0][0]
@@ -251,8 +251,9 @@ def test_a_visitor_that_makes_something_new_for_ever_is_stopped(make):
         visit_collection(1, make, return_data=True)
 
 
+@pins("futures_runners", 39)
 def test_cycles_end_and_close_again():
-    """39, and better than the reference: the inner reference is the new object."""
+    """Better than the reference: the inner reference is the new object."""
     unchanged: dict[str, Any] = {"a": 1}
     unchanged["self"] = unchanged
     assert resolved(unchanged) is unchanged
@@ -428,8 +429,8 @@ class Model:
         return new
 
 
+@pins("futures_runners", 47)
 def test_models_keep_private_attributes_set_fields_and_extras_and_read_nothing_lazy():
-    """47"""
     model = Model(a=[Future()], lazy=1, more=Future("more"))
     after = resolved(model)
     assert (after.a, after.__pydantic_extra__) == (["done"], {"more": "more"})
@@ -460,16 +461,16 @@ def test_models_keep_private_attributes_set_fields_and_extras_and_read_nothing_l
     ],
     ids=lambda leaf: type(leaf).__name__,
 )
+@pins("futures_runners", 35, 36)
 def test_what_is_no_container_is_handed_back_untouched(leaf):
-    """35, 36"""
     holder = [leaf]
     assert resolved(holder) is holder
     assert visited(holder) == [holder, leaf]
     assert find(holder, Future) == []
 
 
+@pins("futures_runners", 35)
 def test_generators_are_not_consumed():
-    """35"""
     generator = (number for number in [1, 2])
     holder = [generator]
     assert resolved(holder) is holder
@@ -479,14 +480,14 @@ def test_generators_are_not_consumed():
 # ------------------------------------------------------------------------------------------------ order, depth, context
 
 
+@pins("futures_runners", 42)
 def test_containers_are_visited_before_their_members_and_equal_leaves_each_time():
-    """42"""
     assert visited([1, (2, {"a": 3}), 1]) == [[1, (2, {"a": 3}), 1], 1, (2, {"a": 3}), 2, {"a": 3}, "a", 3, 1]
     assert visited([7, 7, 7]) == [[7, 7, 7], 7, 7, 7]
 
 
+@pins("futures_runners", 42)
 def test_max_depth_counts_levels_and_an_annotation_is_one():
-    """42"""
     value = [1, [2, [3]]]
     assert visited(value, max_depth=0) == [value]
     assert visited(value, max_depth=1) == [value, 1, [2, [3]]]
@@ -503,8 +504,8 @@ def test_a_container_met_at_the_limit_is_still_entered_nearer_to_the_root():
     assert after[0][0] is shared
 
 
+@pins("futures_runners", 43)
 def test_context_changes_are_seen_by_members_and_by_nobody_else():
-    """43"""
 
     def visit(node, context):
         if isinstance(node, list):
@@ -521,8 +522,8 @@ def test_context_changes_are_seen_by_members_and_by_nobody_else():
     assert seed == {"depth": 0}
 
 
+@pins("futures_runners", 44)
 def test_inside_an_annotation_the_context_holds_it_innermost_only():
-    """44"""
     seen = []
 
     def visit(node, context):
@@ -560,8 +561,8 @@ def test_one_container_inside_and_outside_of_an_annotation_is_resolved_for_each(
         assert visit_collection(value, visit, return_data=True, context={}, remove_annotations=True) == after
 
 
+@pins("futures_runners", 44)
 def test_annotations_are_rewrapped_or_removed_at_every_level():
-    """44"""
     value = [quote([allow_failure(Future(1))]), unmapped(2)]
     assert resolved(value) == [quote([allow_failure(1)]), unmapped(2)]
     assert resolved(value, remove_annotations=True) == [[1], 2]
@@ -577,8 +578,8 @@ def test_a_cycle_through_an_annotation_closes_when_annotations_are_removed():
     assert after[1] is after
 
 
+@pins("futures_runners", 45)
 def test_stop_visiting_keeps_the_node_and_what_is_in_it_and_neighbours_go_on():
-    """45"""
 
     def visit(node, context):
         if isinstance(context.get("annotation"), quote):
@@ -592,8 +593,8 @@ def test_stop_visiting_keeps_the_node_and_what_is_in_it_and_neighbours_go_on():
     assert not issubclass(StopVisiting, Exception)
 
 
+@pins("futures_runners", 46)
 def test_opaque_shows_its_content_once_and_nothing_below():
-    """46"""
     content = [1, [2, 3]]
     assert visited(opaque(content)) == [opaque(content), content]
     assert resolved(opaque(Future([Future()]))).value[0].result == "done"

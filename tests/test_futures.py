@@ -30,6 +30,7 @@ from microflow.futures import (
     wait,
 )
 from microflow.states import Cancelled, Completed, Crashed, Failed, Pending, State
+from tests.behaviour_support import pins
 from tests.support import PATIENCE, memory_home, run
 
 NEGATIVE = "'timeout' must be a non-negative number, got -1"
@@ -85,6 +86,7 @@ anywhere = pytest.mark.parametrize("where", [lambda work: work(), in_thread], id
 
 class TestConcurrentFuture:
     @anywhere
+    @pins("futures_runners", 11)
     def test_a_wait_that_times_out_returns_and_the_state_is_pending(self, where):
         future = open_future()
         for timeout in (0.001, 0, -1):
@@ -92,6 +94,7 @@ class TestConcurrentFuture:
         assert future.state.is_pending()
 
     @anywhere
+    @pins("futures_runners", 16)
     def test_a_result_that_times_out_names_the_run(self, where):
         future = open_future()
         for timeout in (0.001, 0, -1):
@@ -117,6 +120,7 @@ class TestConcurrentFuture:
         waiting.set()
         assert future.result() == 7
 
+    @pins("futures_runners", 14)
     def test_a_failed_run_raises_its_exception_or_gives_it_back(self):
         error = ValueError("oops")
         future = ended(Failed(data=error))
@@ -126,6 +130,7 @@ class TestConcurrentFuture:
         assert caught.value is error
         assert future.result(raise_on_failure=False) is error
 
+    @pins("futures_runners", 13)
     def test_any_other_value_is_the_result(self):
         future = open_future()
         future.wrapped_future.set_result(42)
@@ -248,6 +253,7 @@ class TestCallbacks:
         assert seen == [2]
 
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+    @pins("futures_runners", 10)
     def test_one_that_raises_hurts_neither_the_others_nor_those_who_wait(self, error, caplog):
         future, seen, waiting = open_future(), list[Any](), threading.Event()
 
@@ -295,12 +301,14 @@ class TestCallbacks:
 
 class TestWait:
     @anywhere
+    @pins("futures_runners", 2, 3, 106)
     def test_tells_done_from_not_done(self, where):
         done, hanging = [ended() for _ in range(5)], open_future()
         for timeout in (0, 0.01):
             result = where(lambda timeout=timeout: wait([*done, hanging, done[0]], timeout=timeout))
             assert (result.done, result.not_done) == (set(done), {hanging})
 
+    @pins("futures_runners", 4)
     def test_a_slow_first_one_does_not_hide_the_others(self):
         slow, quick = open_future(), [open_future() for _ in range(3)]
         thread = threading.Thread(target=lambda: [end(each) for each in quick])
@@ -333,6 +341,7 @@ class TestWait:
             with pytest.raises(TypeError, match="not a future of a run"):
                 list(function([5]))  # type: ignore[list-item,call-overload,operator]
 
+    @pins("futures_runners", 1)
     def test_a_negative_timeout_is_refused(self):
         for call in (lambda: wait([], timeout=-1), lambda: list(as_completed([], timeout=-1))):
             with pytest.raises(ValueError, match=NEGATIVE):
@@ -356,6 +365,7 @@ class TestWait:
 
 
 class TestAsCompleted:
+    @pins("futures_runners", 8)
     def test_yields_in_the_order_of_completion_and_each_once(self):
         futures = [open_future() for _ in range(4)]
         order = [2, 0, 3, 1]
@@ -370,6 +380,7 @@ class TestAsCompleted:
         assert list(completed) == []
 
     @anywhere
+    @pins("futures_runners", 5, 6, 9)
     def test_a_timeout_says_how_many_are_left(self, where):
         done, hanging = [ended() for _ in range(5)], open_future()
 
@@ -385,6 +396,7 @@ class TestAsCompleted:
         assert where(collect) == (done, ("1 (of 6) futures unfinished",))
 
     @anywhere
+    @pins("futures_runners", 7, 106)
     def test_zero_polls(self, where):
         future = ended(3)
         assert where(lambda: [each.result() for each in as_completed([future], timeout=0)]) == [3]
@@ -393,7 +405,7 @@ class TestAsCompleted:
 
     def test_the_clock_runs_while_the_consumer_works(self, monkeypatch):
         now = [100.0]
-        monkeypatch.setattr("microflow.futures.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("microflow._arrivals.time.monotonic", lambda: now[0])
         completed = as_completed([ended(), open_future()], timeout=5)
         next(completed)
         now[0] += 6
@@ -439,6 +451,7 @@ class TestManyFutures:
 
 
 class TestFutureList:
+    @pins("futures_runners", 22, 23)
     def test_results_stand_in_the_order_of_the_list(self):
         first, second = open_future(), open_future()
         end(second, "second")
@@ -457,16 +470,19 @@ class TestFutureList:
         assert FutureList([once, once]).result() == [1, 1]
         assert asked == [1]
 
+    @pins("futures_runners", 22)
     def test_the_first_failure_raises_while_others_run(self):
         error = ValueError("fast")
         with pytest.raises(ValueError, match="fast"):
             FutureList([open_future(), ended(Failed(data=error))]).result()
 
+    @pins("futures_runners", 18)
     def test_failures_are_given_back_when_asked_for(self):
         error = ValueError("oops")
         futures = FutureList([ended(1), ended(Failed(data=error))])
         assert futures.result(raise_on_failure=False) == [1, error]
 
+    @pins("futures_runners", 17)
     def test_an_executors_error_raises_all_the_same(self):
         broken = open_future()
         broken.wrapped_future.set_exception(RuntimeError("pool"))
@@ -474,17 +490,20 @@ class TestFutureList:
             FutureList([ended(1), broken]).result(raise_on_failure=False)
 
     @anywhere
+    @pins("futures_runners", 21)
     def test_a_timeout_names_itself(self, where):
         with pytest.raises(TimeoutError, match=r"waiting for all futures to complete within 0\.01 seconds"):
             where(lambda: FutureList([open_future()]).result(timeout=0.01))
 
+    @pins("futures_runners", 19)
     def test_a_timeout_error_of_a_task_is_passed_on(self):
         with pytest.raises(TimeoutError, match="^oops$"):
             FutureList([ended(Failed(data=TimeoutError("oops")))]).result(timeout=5)
 
+    @pins("futures_runners", 20)
     def test_the_timeout_covers_the_reading_of_results(self, monkeypatch):
         now = [100.0]
-        monkeypatch.setattr("microflow.futures.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("microflow._arrivals.time.monotonic", lambda: now[0])
 
         class Slow(Done):
             def result(self, timeout=None, raise_on_failure=True):
@@ -495,11 +514,13 @@ class TestFutureList:
             FutureList([Slow(1)]).result(timeout=0.1)
 
     @anywhere
+    @pins("futures_runners", 106)
     def test_zero_succeeds_if_all_are_done(self, where):
         assert where(lambda: FutureList([ended(1), Done(2)]).result(timeout=0)) == [1, 2]
         with pytest.raises(TimeoutError):
             where(lambda: FutureList([ended(1), open_future()]).result(timeout=0))
 
+    @pins("futures_runners", 24)
     def test_waiting_returns_nothing_and_never_raises(self):
         assert FutureList([ended(Failed()), open_future()]).wait(timeout=0.01) is None  # type: ignore[func-returns-value]
         assert FutureList().result() == []
@@ -531,6 +552,7 @@ class TestContainers:
             (lambda f: [{"a": (f, {f})}], [{"a": (1, {1})}]),
         ],
     )
+    @pins("futures_runners", 33)
     def test_futures_are_found_and_the_kind_of_container_is_kept(self, wrap, expected):
         given = wrap(ended(1))
         resolved = resolve_futures_to_results(given)
@@ -542,10 +564,12 @@ class TestContainers:
         point = Point(ended(1), 2)
         assert resolve_futures_to_results(point) == Point(1, 2)
 
+    @pins("futures_runners", 32)
     def test_without_futures_the_very_object_comes_back(self):
         value = [1, {"a": (2,)}]
         assert resolve_futures_to_states(value) is value
 
+    @pins("futures_runners", 34)
     def test_a_list_of_futures_becomes_a_plain_list(self):
         for resolve in (resolve_futures_to_results, resolve_futures_to_states):
             assert type(resolve(FutureList([ended(1)]))) is list

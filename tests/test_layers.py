@@ -38,6 +38,8 @@ FLOORS: dict[str, float] = {
     "settings": 0.1,
     "_timeouts": 0.1,
     "_containers": 0.1,
+    "_deadlocks": 0.1,
+    "_arrivals": 0.2,
     "_arguments": 0.2,
     "_definitions": 0.3,
     "_stored_exceptions": 0.3,

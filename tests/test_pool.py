@@ -26,6 +26,7 @@ class Job:
         self.isasync = isasync
         self.context = copy_context()
         self.loop_thread: LoopThread | None = None
+        self.waiting: Any = None
         self.done = threading.Event()
 
     def run(self, slot: PoolSlot) -> None:
@@ -189,7 +190,7 @@ def test_a_slot_taken_over_the_limit_is_made_up_for():
     first = Job(lambda: (held.set(), release.wait(PATIENCE)))
     pool.put(first)
     assert held.wait(PATIENCE)
-    slot = PoolSlot(pool)
+    slot = PoolSlot(pool, first)
     slot._depth = 1
     slot.take_again(at_once=True)
     assert pool.active == 2
@@ -237,23 +238,6 @@ def test_coroutines_share_one_loop_until_it_blocks():
     assert job.done.wait(PATIENCE)
     wait_until_idle(pool)
     assert len(set(threads)) == 2
-
-
-def test_to_block_for_what_runs_on_the_same_loop_is_refused():
-    pool, said = Pool(2, "test-pool"), list[str]()
-
-    async def blocking():
-        try:
-            pool.refuse_to_block_for(job)
-        except RuntimeError as error:
-            said.append(str(error))
-
-    job = Job(blocking, isasync=True)
-    pool.put(job)
-    assert job.done.wait(PATIENCE)
-    pool.refuse_to_block_for(job)  # from any other thread it is fine
-    wait_until_idle(pool)
-    assert "await future" in said[0]
 
 
 def test_a_loop_thread_waits_for_its_coroutines_before_it_ends():

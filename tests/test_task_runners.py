@@ -21,6 +21,7 @@ from microflow.futures import ConcurrentFuture, FutureList
 from microflow.settings import temporary_settings
 from microflow.states import Completed
 from microflow.task_runners import ConcurrentTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from tests.behaviour_support import pins
 from tests.support import PATIENCE, Colour, Gauge, both, fold, memory_home, run, task_ids, task_states
 
 
@@ -48,6 +49,7 @@ async def add_async(x, y=1):
 
 
 class TestConfiguration:
+    @pins("futures_runners", 61)
     def test_a_duplicate_is_equal_and_another(self):
         runner = workers(3)
         twin = runner.duplicate()
@@ -75,6 +77,7 @@ class TestConfiguration:
         with temporary_settings(thread_pool_max_workers=5):
             assert ThreadPoolTaskRunner() == workers(5)
 
+    @pins("futures_runners", 62)
     def test_a_runner_must_be_started_and_only_once(self):
         runner = workers(1)
         for call in (runner.submit, runner.map):
@@ -88,6 +91,7 @@ class TestConfiguration:
         with pytest.raises(RuntimeError, match="not started"):
             runner.submit(add, {})
 
+    @pins("futures_runners", 64)
     def test_works_without_a_flow(self):
         with workers(2) as runner:
             future = runner.submit(add, {"x": 1, "y": 2})
@@ -239,6 +243,7 @@ class TestSlots:
         assert 1 <= gauge.most <= 3
 
     @pytest.mark.parametrize("number", [1, 2])
+    @pins("futures_runners", 73, 105)
     def test_nested_blocking_submits_complete_with_any_number_of_workers(self, number):
         @task
         def down(n):
@@ -306,6 +311,7 @@ class TestSlots:
 
         assert flow(task_runner=workers(1))(lambda: parent.submit().result())() == 3
 
+    @pins("futures_runners", 107)
     def test_ten_thousand_dependents_park_no_thread(self):
         release, many = threading.Event(), 10_000
         number = 4
@@ -585,6 +591,7 @@ class TestLeaving:
         outer()
         assert states[1:] == ["Task runner is not started"]
 
+    @pins("futures_runners", 79)
     def test_cancel_all_can_be_called_twice_and_ends_the_runner(self):
         with workers(1) as runner:
             runner.cancel_all()

@@ -41,6 +41,7 @@ BUDGETS = {
     "memory": Budget(400.0, "microflow"),
     "reexecution": Budget(30.0, "microflow"),
     "open_log": Budget(8.0, "microflow"),
+    "hash_inputs": Budget(1.0, "microflow"),
     "wheel": Budget(150.0, "microflow"),
 }
 

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks [--smoke] [NAME …]``: one JSON line for each benchmark.
+"""``python -m benchmarks [--smoke] [NAME …]``: one JSON line for each benchmark, then a table.
 
 The exit status is 1 when a budget is missed. With ``--smoke`` the counts are too small to judge: it shows only that
 every benchmark still runs.
+
+``python -m benchmarks peers [--install]`` measures the peers, which it installs into environments of their own.
+``python -m benchmarks report`` runs everything, the peers that are installed too, and writes ``results.json`` and
+``results.svg``.
 """
 
 from __future__ import annotations
@@ -10,11 +14,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 from typing import Any
 
-from . import BUDGETS
+from . import BUDGETS, chart, peers
 
 
 def line(name: str, smoke: bool) -> dict[str, Any]:
@@ -30,21 +35,45 @@ def line(name: str, smoke: bool) -> dict[str, Any]:
     }
 
 
+def measure(names: list[str], smoke: bool) -> dict[str, dict[str, Any]]:
+    """Run some benchmarks, print a line for each as it ends, and a table at last."""
+    measured = {}
+    for name in names:
+        measured[name] = line(name, smoke)
+        print(json.dumps(measured[name]), flush=True)
+    print(chart.table(measured))
+    return measured
+
+
+def report() -> dict[str, dict[str, Any]]:
+    """Run everything and write the results beside this file."""
+    ours = measure(list(BUDGETS), smoke=False)
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    results = {"machine": machine, "microflow": ours, "peers": peers.measure()}
+    chart.RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    chart.PICTURE.write_text(chart.draw(results), encoding="utf-8")
+    return ours
+
+
 def main(arguments: list[str]) -> int:
     """Run the benchmarks that were named, or all; return 1 when one missed its budget."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure microflow beside its floors.")
     parser.add_argument("--smoke", action="store_true", help="only show that the benchmarks run")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BUDGETS)} (default: all)")
+    parser.add_argument("--install", action="store_true", help="with peers: install them first")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"peers, report, or which of {', '.join(BUDGETS)} (default: all)"
+    )
     options = parser.parse_args(arguments)
+    if options.names == ["peers"]:
+        if options.install:
+            peers.install()
+        print(json.dumps(peers.measure(), indent=1))
+        return 0
     unknown = [name for name in options.names if name not in BUDGETS]
-    if unknown:
+    if options.names != ["report"] and unknown:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are: {', '.join(BUDGETS)}")
-    missed = False
-    for name in options.names or BUDGETS:
-        result = line(name, options.smoke)
-        missed |= result["within_budget"] is False
-        print(json.dumps(result), flush=True)
-    return 1 if missed else 0
+    ours = report() if unknown else measure(options.names or list(BUDGETS), options.smoke)
+    return 1 if any(result["within_budget"] is False for result in ours.values()) else 0
 
 
 if __name__ == "__main__":

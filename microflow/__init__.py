@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from .logging import get_run_logger
     from .states import State
     from .tasks import Task, task
+    from .transactions import Transaction, transaction
 
 __all__ = [
     "Flow",
     "State",
     "Task",
+    "Transaction",
     "allow_failure",
     "flow",
     "get_client",
@@ -35,6 +37,7 @@ __all__ = [
     "suspend_flow_run",
     "tags",
     "task",
+    "transaction",
     "unmapped",
 ]
 
@@ -42,6 +45,7 @@ _HOMES = {
     "Flow": "flows",
     "State": "states",
     "Task": "tasks",
+    "Transaction": "transactions",
     "allow_failure": "_arguments",
     "flow": "flows",
     "get_client": "client.orchestration",
@@ -53,6 +57,7 @@ _HOMES = {
     "suspend_flow_run": "flow_runs",
     "tags": "context",
     "task": "tasks",
+    "transaction": "transactions",
     "unmapped": "_arguments",
 }
 

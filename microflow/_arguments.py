@@ -268,6 +268,12 @@ class Parameters:
             raise TypeError(f"**{self.var_keyword} of {self.name}() holds the parameter names {', '.join(twice)}")
         return {**lifted, **extra}
 
+    def children(self, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        """The parameters of each child of ``map``, complete, from those that were bound without defaults; see
+        :func:`expand_mapping`. Defaults are never mapped."""
+        expanded = expand_mapping(self.explode_variadic(parameters), self.var_positional)
+        return [self.collapse_variadic({**self.defaults, **child}) for child in expanded]
+
     def collapse_variadic(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """The reverse: what the signature does not name goes under the name of ``**kwargs``.
 

@@ -42,7 +42,7 @@ from .exceptions import (
     UpstreamTaskError,
 )
 from .futures import RunFuture, resolve_argument, resolve_futures_to_states
-from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, flow_run_logger
+from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, effective_log_prints, flow_run_logger
 from .states import (
     Cancelled,
     Cancelling,
@@ -376,7 +376,9 @@ class BaseFlowRunEngine(Generic[R]):
 
     def _context(self, runner: TaskRunner[Any]) -> FlowRunContext:
         assert self.flow_run is not None and self.live is not None and self.parameters is not None
-        return FlowRunContext(self.flow, self.flow_run, self.live, self.client, runner, self.parameters)
+        context = FlowRunContext(self.flow, self.flow_run, self.live, self.client, runner, self.parameters)
+        context.log_prints = effective_log_prints(self.flow.log_prints)
+        return context
 
     async def _attempt(self) -> None:
         """Run the body once, from the runner's start to the final state and its hooks."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 
 from . import _files
 from .exceptions import IndeterminateAppend, NoSpace, ObjectNotFound, StorageError
 
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _LOOK_AGAIN = 1.0  # seconds between two looks whether the file still has its name
 
 
@@ -27,11 +29,19 @@ def storage_error(error: OSError, path: str) -> StorageError:
     return StorageError(reason)
 
 
+def check_run_id(run_id: object) -> str:
+    """No name from outside gets into a path."""
+    if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+        raise ValueError(f"{run_id!r} is no run id: a UUID in lower case, 36 characters")
+    return run_id
+
+
 class FileMedium:
     """The bytes of a log in a file, which is opened when it is first needed."""
 
     def __init__(self, path: str) -> None:
         self.location = path
+        self._pid = os.getpid()
         self._descriptor = -1  # none
         self._writable = False
         self._next_look = 0.0
@@ -129,8 +139,8 @@ class FileMedium:
         if descriptor >= 0:
             _files.close(descriptor)
 
-    def __del__(self) -> None:  # a store that is dropped closes its files
-        if self._descriptor >= 0:
+    def __del__(self) -> None:  # a store that is dropped closes its files; those of a fork's parent are closed already
+        if self._descriptor >= 0 and self._pid == os.getpid():
             self.rest()
 
     def explain(self, error: OSError) -> Exception:

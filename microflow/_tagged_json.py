@@ -25,6 +25,8 @@ enum                      ``[class, name]``, or ``[class, null, value]`` for fla
 namedtuple dataclass      ``[class, members]``, ``[class, {field: value}]``
 exception                 an object, see ``_stored_exceptions.describe``
 state                     ``{type, name, message, at, details, data}``; of ``_kept``, which adds this tag
+future                    the id of a deferred run; of ``futures``
+allow_failure opaque      the annotated value; also ``quote`` and ``unmapped``; of ``client.deferred``
 ========================= ==================================================================================
 
 A class is named ``module:qualname`` and found again by a *resolver*. The default one looks only at what is

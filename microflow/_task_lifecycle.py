@@ -38,7 +38,7 @@ from .client.live import Answer
 from .client.orchestration import current_client
 from .context import TaskRunContext
 from .exceptions import Abort, CancelledRun, LogError, Pause, StorageError
-from .logging import DEBUG, ERROR, INFO, TASK_RUNS, WARNING, RunLogger, task_run_logger
+from .logging import DEBUG, ERROR, INFO, TASK_RUNS, WARNING, RunLogger, effective_log_prints, task_run_logger
 from .states import (
     AwaitingRetry,
     Cancelled,
@@ -413,7 +413,9 @@ class BaseTaskRunEngine(Generic[R]):
         flow_context = self._call.flow_context if self._call is not None else None
         if client is None and flow_context is not None:
             client = flow_context.client
-        return TaskRunContext(self.task, self.task_run, self.parameters, client, self._limit)
+        context = TaskRunContext(self.task, self.task_run, self.parameters, client, self._limit)
+        context.log_prints = effective_log_prints(self.task.log_prints)
+        return context
 
     @scope
     async def run_context(self) -> AsyncGenerator[Self, None]:
@@ -459,12 +461,16 @@ class BaseTaskRunEngine(Generic[R]):
 
     async def _call_task_fn(self, transaction: Any) -> Outcome[Any]:
         """Call the function and record what it returned. A failure stays a value until the public step raises it."""
-        args, kwargs = self.task.parameters.call_arguments(self.parameters)
-        outcome: Outcome[Any] = await self.waits.call(self.task.fn, *args, **kwargs)
+        outcome = await self._call_fn()
         if outcome.error is None:
             self._stop_the_clock()
             await settle(self.handle_success(outcome.value, transaction))
         return outcome
+
+    async def _call_fn(self) -> Outcome[Any]:
+        """The call itself: here, unless an engine has it made elsewhere."""
+        args, kwargs = self.task.parameters.call_arguments(self.parameters)
+        return await self.waits.call(self.task.fn, *args, **kwargs)
 
     async def _cancel(self) -> bool:
         """Record CANCELLED in place of an attempt: the runner asked the run to stop."""

@@ -18,7 +18,7 @@ from .calls import Call, earlier_end, identity, stand_in, upstreams
 from .client.objects import TaskRun, new_run_id
 from .context import FlowRunContext, TaskRunContext, current_tags
 from .exceptions import MicroflowException, ObjectNotFound
-from .serializers import fingerprint
+from .hashing import fingerprint
 from .states import Pending, Running, State
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from .client.orchestration import current_client
 from .context import FlowRunContext, TaskRunContext, current_tags
 from .exceptions import MicroflowException
 from .futures import RunFuture
-from .serializers import fingerprint
+from .hashing import fingerprint
 from .states import State, StateType, Value
 
 if TYPE_CHECKING:
@@ -83,24 +83,11 @@ def new_call(
     """The call that the current run makes now, in the thread and at the moment where the user makes it.
 
     TimeIsUp when the time of the task that calls has run out: it could not be interrupted until now."""
-    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
-    if task_context is not None and task_context.limit is not None:
-        task_context.limit.check()
-    inputs = _inputs(parameters, wait_for, dependencies)
+    flow_context, run_id, inputs = _place(task, parameters, wait_for, dependencies, task_run_id)
     if flow_context is None:
-        if task_context is not None:
-            inputs["__parents__"] = [TaskRunResult(id=task_context.task_run.id)]
-        run_id = task_run_id or new_run_id()
         task_run = _new_task_run(task, run_id, task.name, None, inputs)
         return Call(task_run, current_client().tasks, None)
     flow_run, live = flow_context.flow_run, flow_context.live
-    if flow_context.parent is not None or flow_run.state_type is not StateType.RUNNING:
-        check_boundary(flow_context)
-    parent = flow_run.id
-    if task_context is not None and task_context.task_run.flow_run_id == flow_run.id:
-        parent = task_context.task_run.id
-        inputs["__parents__"] = [TaskRunResult(id=parent)]
-    run_id = task_run_id or _call_id(task, parameters, live, parent)
     ended, again = earlier_end(live, run_id, task.name, task.source_digest)
     if ended is not None or again:
         task_run = live.run.task_run(str(run_id))
@@ -109,6 +96,48 @@ def new_call(
         return Call(task_run, live, flow_context, ended, again)
     task_run = _new_task_run(task, run_id, f"{task.name}-{run_id.hex[:3]}", flow_run, inputs)
     return Call(task_run, live, flow_context)
+
+
+def deferred_call(
+    task: Task[Any, Any],
+    parameters: dict[str, Any],
+    wait_for: Any = None,
+    dependencies: dict[str, set[TaskRunInput]] | None = None,
+    task_run_id: UUID | None = None,
+) -> TaskRun:
+    """The task run that the current run defers now. In a flow its id follows from the call, as any call's does: a flow
+    that is run again does not defer it a second time."""
+    flow_context, run_id, inputs = _place(task, parameters, wait_for, dependencies, task_run_id, b"deferred ")
+    if flow_context is None:
+        return _new_task_run(task, run_id, task.name, None, inputs)
+    return _new_task_run(task, run_id, f"{task.name}-{run_id.hex[:3]}", flow_context.flow_run, inputs)
+
+
+def _place(
+    task: Task[Any, Any],
+    parameters: dict[str, Any],
+    wait_for: Any,
+    dependencies: dict[str, set[TaskRunInput]] | None,
+    run_id: UUID | None,
+    kind: bytes = b"",
+) -> tuple[FlowRunContext | None, UUID, dict[str, list[TaskRunInput]]]:
+    """Where a call is made: the flow run, the call's id there (`run_id` if given), and what it depends on."""
+    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
+    if task_context is not None and task_context.limit is not None:
+        task_context.limit.check()
+    inputs = _inputs(parameters, wait_for, dependencies)
+    if flow_context is None:
+        if task_context is not None:
+            inputs["__parents__"] = [TaskRunResult(id=task_context.task_run.id)]
+        return None, run_id or new_run_id(), inputs
+    flow_run = flow_context.flow_run
+    if flow_context.parent is not None or flow_run.state_type is not StateType.RUNNING:
+        check_boundary(flow_context)
+    parent = flow_run.id
+    if task_context is not None and task_context.task_run.flow_run_id == parent:
+        parent = task_context.task_run.id
+        inputs["__parents__"] = [TaskRunResult(id=parent)]
+    return flow_context, run_id or _call_id(task, parameters, flow_context.live, parent, kind), inputs
 
 
 def _new_task_run(
@@ -156,9 +185,11 @@ def upstreams(value: Any) -> list[TaskRunInput]:
     return list(upstreams)
 
 
-def _call_id(task: Task[Any, Any], parameters: dict[str, Any], live: LiveRun, parent: UUID) -> UUID:
+def _call_id(
+    task: Task[Any, Any], parameters: dict[str, Any], live: LiveRun, parent: UUID, kind: bytes = b""
+) -> UUID:
     attempt = live.flow_run.attempt.to_bytes(4, "big")
-    content = parent.bytes + attempt + task.call_identity + fingerprint(parameters, stand_in)
+    content = kind + parent.bytes + attempt + task.call_identity + fingerprint(parameters, stand_in)
     return identity(content, live)
 
 

@@ -259,6 +259,11 @@ def why_not_importable(fn: Any) -> str | None:
     return None
 
 
+def main_place() -> str | None:
+    """How another process finds this one's main program: its path or module name; None when it is no file."""
+    return _place_of("__main__")
+
+
 def _place_of(module: str) -> str | None:
     """The script's absolute path or the module's name; None when neither would find the module again."""
     if module in _path_of_module:

@@ -178,6 +178,10 @@ class SerializationError(MicroflowException):
     """A value cannot be written, or stored bytes cannot be read back."""
 
 
+class NotTransferable(SerializationError, TypeError):
+    """A task or an argument cannot be sent to another process; raised by ``submit`` where it is known then."""
+
+
 # --------------------------------------------------------------------------------- runs in the store
 
 
@@ -278,6 +282,14 @@ class Pause(MicroflowSignal):
 
 class ExternalSignal(BaseException):
     """The base of what arrives from outside the process."""
+
+
+class WorkerLost(ExternalSignal):
+    """The process that an attempt ran in is gone; the run is CRASHED, others are not affected."""
+
+
+class AttemptCancelled(ExternalSignal):
+    """The process that an attempt ran in was killed because the run was cancelled."""
 
 
 class TerminationSignal(ExternalSignal):

@@ -16,6 +16,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from uuid import UUID
 
 from ._arguments import StopVisiting, allow_failure, find, opaque, quote, visit_collection
 from ._arrivals import DoneAndNotDoneFutures as DoneAndNotDoneFutures
@@ -23,8 +24,10 @@ from ._arrivals import WaitTimeout, check_timeout
 from ._arrivals import as_completed as as_completed
 from ._arrivals import wait as wait
 from ._deadlocks import Job, One, blocking
+from ._tagged_json import add_tag
 from ._waits import completion_of, slot_given_back
 from .client.objects import FlowRun, TaskRun
+from .client.orchestration import current_client
 from .exceptions import MicroflowException, UpstreamTaskError
 from .logging import get_logger
 from .states import Cancelled, Pending, State
@@ -32,7 +35,6 @@ from .states import Cancelled, Pending, State
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from concurrent.futures import Future
-    from uuid import UUID
 
     from ._waits import Waits
 
@@ -163,6 +165,71 @@ class ConcurrentFuture(WrappedFuture[R]):
         return state.read_result(raise_on_failure)
 
 
+class DistributedFuture(TaskRunFuture[R]):
+    """A handle on a deferred task run, which any process may run. Holds nothing but the id of the run: futures of one
+    run are equal, and may be pickled and passed to other runs."""
+
+    @property
+    def state(self) -> State[R]:
+        """The present state, as the run's log has it."""
+        return self._final_state or self._look() or Pending()
+
+    def _look(self) -> State[R] | None:
+        state = current_client().read_task_run(self._task_run_id).state
+        if state is not None and (state.is_final() or state.is_not_ready()):
+            self._final_state = state
+        return state
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until the run has ended or `timeout` seconds have passed; ObjectNotFound when there is no such run."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._look()
+        if self._final_state is not None or timeout == 0:
+            return
+        store, run_id, news = current_client().store, str(self._task_run_id), threading.Event()
+        end = store.bus.subscribe_log(run_id, lambda _: news.set())
+        try:
+            with slot_given_back(), store.follow(run_id):
+                while self._look() is not None and self._final_state is None:
+                    if not news.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                        return
+                    news.clear()
+        finally:
+            end()
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """Wait, then the result, as it was kept in the run's log; MissingResult when it was not."""
+        self.wait(timeout)
+        if self._final_state is None:
+            raise TimeoutError(f"Task run {self._task_run_id} did not complete within {timeout} seconds")
+        return self._final_state.read_result(raise_on_failure)
+
+    def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
+        """Call `fn` with this future once the run has ended, in the thread that hears of it."""
+        ended: list[Callable[[], None]] = []
+
+        def look(_: object) -> None:
+            self._look()
+            if self._final_state is not None and ended:
+                ended.pop()()
+                fn(self)
+
+        ended.append(current_client().store.bus.subscribe_log(str(self._task_run_id), look))
+        look(None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DistributedFuture) and self._task_run_id == other._task_run_id
+
+    def __hash__(self) -> int:
+        return hash(self._task_run_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._task_run_id,)
+
+
+add_tag("future", DistributedFuture, lambda future: str(future.task_run_id), lambda run: DistributedFuture(UUID(run)))
+
+
 class FutureList(list[RunFuture[R]]):
     """A list of futures, as ``map`` returns it."""
 
@@ -270,4 +337,5 @@ PrefectFuture = RunFuture
 PrefectTaskRunFuture = TaskRunFuture
 PrefectWrappedFuture = WrappedFuture
 PrefectConcurrentFuture = ConcurrentFuture
+PrefectDistributedFuture = DistributedFuture
 PrefectFutureList = FutureList

@@ -3,17 +3,25 @@
 
 Nothing is configured here: where records go, and from which level on, is the program's own
 ``logging`` configuration. The loggers are ``microflow.flow_runs`` and ``microflow.task_runs``.
+
+``print`` is logged for runs that ask for it (``log_prints``). What does not work is to swap ``builtins.print`` for
+each run: runs overlap, and the wrong one would be left. So there is one replacement, put there when a run first
+asks; it looks at a context variable and hands on to the ``print`` that it replaced whatever is not to be logged.
 """
 
 from __future__ import annotations
 
+import builtins
 import logging
+import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
-from .context import FlowRunContext, TaskRunContext, get_run_context
+from .context import PRINTS_ARE_LOGGED, FlowRunContext, TaskRunContext, get_run_context
+from .settings import current_settings
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from .client.objects import FlowRun, TaskRun
 
@@ -79,3 +87,53 @@ def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **ext
         flow_run = flow_context.flow_run if flow_context is not None else None
         return task_run_logger(context.task_run, context.task.name, flow_run, **extra)
     return flow_run_logger(context.flow_run, **extra)
+
+
+# ---------------------------------------------------------------------------------------------------- prints
+
+# guards the replacement of ``builtins.print``
+_replacing = threading.Lock()
+_real_print: Callable[..., Any] | None = None
+
+
+def effective_log_prints(wanted: bool | None) -> bool | None:
+    """The ``log_prints`` of a run whose flow or task says `wanted`; to be given to its context. None there is what the
+    run around it has, and the setting ``log_prints`` where there is none."""
+    if wanted is None:
+        if PRINTS_ARE_LOGGED.get() is not None:
+            return None
+        wanted = current_settings().log_prints
+    if wanted:
+        _replace_print()
+    return wanted
+
+
+def _replace_print() -> None:
+    global _real_print
+    if builtins.print is _print:
+        return
+    with _replacing:
+        if builtins.print is not _print:
+            _real_print, builtins.print = builtins.print, _print
+
+
+def restore_print() -> None:
+    """Put back the ``print`` that was replaced, unless somebody has replaced ours meanwhile."""
+    with _replacing:
+        if builtins.print is _print and _real_print is not None:
+            builtins.print = _real_print
+
+
+def _print(*values: object, **options: Any) -> None:
+    """``print`` while some run logs its prints."""
+    if PRINTS_ARE_LOGGED.get() and options.get("file") in (None, sys.stdout, sys.stderr):
+        sep, end = options.get("sep"), options.get("end")
+        text = (" " if sep is None else sep).join(map(str, values)) + ("\n" if end is None else end)
+        token = PRINTS_ARE_LOGGED.set(False)  # a handler may print
+        try:
+            # two frames up is the line that prints
+            get_run_logger().info("%s", text.rstrip(), stacklevel=2)
+        finally:
+            PRINTS_ARE_LOGGED.reset(token)
+    elif _real_print is not None:
+        _real_print(*values, **options)

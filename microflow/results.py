@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._locks import FileSystemLockManager as FileSystemLockManager
-from ._locks import IsolationLevel
+from ._locks import IsolationLevel as IsolationLevel
 from ._locks import MemoryLockManager as MemoryLockManager
 from ._records import ResultCache
 from ._records import ResultRecord as ResultRecord

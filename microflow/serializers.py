@@ -1,54 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values as JSON, as bytes, and as fingerprints.
+"""Values as JSON and as bytes.
 
 :func:`to_json` and :func:`from_json` (from ``_tagged_json``) carry the common types. :func:`pack` gives
 bytes, and falls back to pickle for values that this user's own code made. :func:`describe_exception` and
-:func:`restore_exception` never fail. :func:`fingerprint` is the identity of a call's inputs.
-
-How a fingerprint is made
-=========================
-
-Goal: 16 bytes that are equal for equal inputs in every process, on every Python, whatever the inputs are;
-a few microseconds for common ones; never an exception.
-
-What does not work: ``hash`` (differs between processes), pickle (differs between versions, fails on much),
-``repr`` (contains addresses), walking every value in Python (slow).
-
-The rule: inputs of plain JSON types, and leaves such as dates, are written as JSON with sorted keys by the
-encoder in C, and the text is hashed. Everything else (objects with attributes, keys of mixed types, cycles,
-more than 100 levels) takes the long way, :class:`_Walk`: each container is hashed once, from its members'
-hashes, so that an object that is reached on a million paths costs no more than on one. Objects count by the
-name of their class and their attributes, memory buffers by their bytes, sets by their sorted members, and
-what shows nothing of itself by the name of its class alone. Which way is taken depends on the value only.
-
-What counts as equal: a tuple and the list of its members; a dict key and its JSON text (``1`` and ``"1"``);
-a subclass of int, str, dict, list and its base. Module names of classes do not count, because the same
-script is ``__main__`` in one process and has its own name in the next.
-
-Known holes: objects that show neither attributes nor a buffer are equal to all others of their class, and so
-is what stands 100 levels deep, or as an object in a set in a set. On a stack that is nearly full the C
-encoder fails early, and the fingerprint is another one: the call runs again.
+:func:`restore_exception` never fail. A :class:`Serializer` does the like under a name.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections import deque
-from datetime import date, time
-from enum import Enum
-from functools import lru_cache, partial
-from itertools import accumulate
-from operator import itemgetter
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ._modules import module_name
 from ._stored_exceptions import OriginalTraceback, RestoredError, describe, restore, same_text, text_of
 from ._tagged_json import (
-    MAX_BITS,
-    MAX_DEPTH,
     NotEncodable,
     default_resolver,
     from_json,
@@ -56,11 +21,6 @@ from ._tagged_json import (
     to_json,
 )
 from .exceptions import SerializationError
-
-try:
-    from _blake2 import blake2b  # hashlib has the same function, but loads OpenSSL first (3 ms)
-except ImportError:  # pragma: no cover
-    from hashlib import blake2b
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +42,6 @@ __all__ = [
     "UnknownSerializer",
     "default_resolver",
     "describe_exception",
-    "fingerprint",
     "from_json",
     "get_serializer",
     "import_resolver",
@@ -392,194 +351,3 @@ def serializer_from_json(given: Any) -> Serializer:
         return UnknownSerializer(f"{name} with {given.get('compressionlib')!r}"[:100])
     compressed: Serializer = kind(serializer_from_json(given.get("serializer")), given["compressionlib"])
     return compressed
-
-
-# ---------------------------------------------------------------------------------------------- fingerprints
-
-
-def fingerprint(value: Any, replace: Replace | None = None) -> bytes:
-    """16 bytes that identify `value` by its structure, equal in every process. Never raises.
-
-    ``replace(object)`` is asked first about each object that JSON has no form for; what it returns (plain
-    JSON) stands for the object, None means that it has nothing to say. Use one function for all calls: the
-    encoder that is made for it is kept. What counts as equal stands at the head of this module.
-    """
-    try:
-        text = _encoder(replace)(value)
-        # each level opens a bracket: a text with few of them is not deep
-        if text.count("[") + text.count("{") <= MAX_DEPTH or _depth(text) <= MAX_DEPTH:
-            return blake2b(text.encode("ascii"), digest_size=16).digest()
-    except Exception:  # not plain, or whatever the value raises when it is read: the other way tells
-        pass
-    try:
-        text = _dumps(["walked", _Walk(replace).shown(value)])
-    except Exception:  # whatever the value raises when it is read: its class is all that is left
-        text = _dumps(["unreadable", type(value).__qualname__])
-    return blake2b(text.encode("ascii"), digest_size=16).digest()
-
-
-_last_encoder: tuple[Replace | None, Callable[[Any], str]] | None = None
-
-
-def _encoder(replace: Replace | None) -> Callable[[Any], str]:
-    """The encoder whose hook asks `replace`. The latest is kept: one tuple, so that threads see both or neither."""
-    global _last_encoder
-    last = _last_encoder
-    if last is not None and last[0] is replace:
-        return last[1]
-
-    def hook(value: Any) -> Any:
-        given = replace(value) if replace is not None else None
-        if given is not None:
-            return given
-        if isinstance(value, (set, frozenset)):
-            return {"$": "set", "v": sorted(map(encode, value))}
-        leaf = _leaf(value)
-        if leaf is None:
-            raise TypeError  # it has members: the long way
-        return {"$": leaf[0], "v": leaf[1:]}
-
-    encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=hook).encode
-    _last_encoder = (replace, encode)
-    return encode
-
-
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
-_BRACKET = re.compile(r"[\[\]{}]")
-_STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
-
-
-def _depth(text: str) -> int:
-    """How deep the brackets of a JSON text stand in each other."""
-    brackets = _BRACKET.findall(_STRING.sub("", text))
-    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
-
-
-class _Walk:
-    """The long way to a fingerprint: one pass over everything that `shown` is asked for."""
-
-    def __init__(self, replace: Replace | None) -> None:
-        self.replace = replace
-        self.above: list[int] = []  # the ids of the containers around the current value
-        self.memo: dict[int, tuple[Any, str]] = {}  # by id, with the object, so that no id is used again
-        self.sets = 0  # how many of those above are sets
-
-    def shown(self, value: Any) -> Any:
-        """A scalar as it is; for a container, a list with its hash."""
-        if value is None or isinstance(value, (bool, str)):
-            return value
-        if isinstance(value, int):
-            number = int(value)
-            return number if number.bit_length() <= MAX_BITS else ["int", hex(number)]
-        if isinstance(value, float):
-            return ["float", float.__repr__(value)]
-        place = id(value)
-        if place in self.above:
-            return ["cycle", self.above[::-1].index(place)]
-        if place in self.memo:
-            return ["hash", self.memo[place][1]]
-        if len(self.above) >= MAX_DEPTH:
-            return ["deep", type(value).__qualname__]
-        self.above.append(place)
-        text = _dumps(self.parts(value))
-        self.above.pop()
-        digest = blake2b(text.encode("ascii"), digest_size=16).hexdigest()
-        self.memo[place] = (value, digest)
-        return ["hash", digest]
-
-    def parts(self, value: Any) -> list[Any]:
-        if isinstance(value, (list, tuple)):
-            return ["list", *map(self.shown, value)]
-        if isinstance(value, dict):
-            keys = sorted(((_dumps(self.shown(key)), key) for key in value), key=itemgetter(0))
-            return ["dict", *([text, self.shown(value[key])] for text, key in keys)]
-        given = self.replace(value) if self.replace is not None else None
-        if given is not None:
-            return ["given", self.shown(given)]
-        if isinstance(value, (set, frozenset)):
-            return ["set", *self.members_of_set(value)]
-        leaf = _leaf(value)
-        if leaf is not None:
-            return leaf
-        name = type(value).__qualname__
-        return [name, *map(self.shown, _members(value))] if self.sets < 2 else [name]
-
-    def members_of_set(self, value: Any) -> list[str]:
-        """The sorted texts of the members. They come in an order that differs between processes, so none may see
-        what the memo has from another; that would be endless work where sets of objects refer to each other,
-        hence an object in a set in a set is not looked into."""
-        memo, texts = self.memo, []
-        self.sets += 1
-        for member in value:
-            self.memo = {}
-            texts.append(_dumps(self.shown(member)))
-        self.sets -= 1
-        self.memo = memo
-        return sorted(texts)
-
-
-def _leaf(value: Any) -> list[Any] | None:
-    """Plain JSON for an object that holds no others; None when its members count."""
-    kind = type(value)
-    name = kind.__qualname__
-    if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
-        return ["code", f"{module_name(value.__module__)}:{value.__qualname__}"]
-    if isinstance(value, ModuleType):
-        return ["module", module_name(value.__name__)]
-    if isinstance(value, (date, time)):
-        return [name, value.isoformat()]
-    if isinstance(value, Enum):  # flags that have no name together get one on some Pythons
-        return [name, value._name_ if value._name_ in kind.__members__ else to_json(value._value_)]
-    if hasattr(kind, "__fspath__"):  # paths cache their hash, which differs between processes
-        return ["path", str(os.fspath(value))]
-    if (kind.__module__, name) in _SIMPLE:
-        return [name, to_json(value)["v"]]
-    if isinstance(value, (MethodType, partial, deque, BaseException)) or _attributes(value):
-        return None
-    return [name, *_buffer(value)]
-
-
-_SIMPLE = {
-    ("builtins", "bytes"),
-    ("builtins", "complex"),
-    ("builtins", "range"),
-    ("datetime", "timedelta"),
-    ("decimal", "Decimal"),
-    ("uuid", "UUID"),
-}
-
-
-def _members(value: Any) -> list[Any]:
-    """What an object that is no leaf consists of."""
-    if isinstance(value, MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, deque):
-        return list(value)
-    first = value.args if isinstance(value, BaseException) else _buffer(value)
-    return [first, _attributes(value)]
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """What an object shows of itself."""
-    shown = dict(getattr(value, "__dict__", None) or {})
-    for base in type(value).__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            name = f"_{base.__name__.lstrip('_')}{slot}" if slot.startswith("__") and not slot.endswith("__") else slot
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                shown[name] = getattr(value, name)
-    return shown
-
-
-def _buffer(value: Any) -> list[Any]:
-    """Format, shape and a hash of the bytes of an array; nothing for what is none, or holds addresses."""
-    try:
-        view = memoryview(value)
-    except (TypeError, ValueError, BufferError):
-        return []
-    if set(view.format) & set("OP&X"):  # objects and pointers
-        return []
-    data = view.cast("B") if view.c_contiguous and view.ndim and view.nbytes else view.tobytes()
-    return [view.format, view.shape, blake2b(data, digest_size=16).hexdigest()]

@@ -107,6 +107,13 @@ def _text(value: object) -> str:
     return value
 
 
+def _processes(value: object) -> int:
+    """At least one; as many as there are processors unless given."""
+    if value is None or value == "":
+        return getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    return _workers(value)
+
+
 class _Field:
     """One setting: its variable, how its value is read, what is accepted, and its default."""
 
@@ -142,6 +149,9 @@ FIELDS: dict[str, _Field] = {
     "thread_pool_max_workers": _Field(
         "MICROFLOW_TASKS_RUNNER_THREAD_POOL_MAX_WORKERS", _workers, "a whole number from 1", None
     ),
+    "process_pool_max_workers": _Field(
+        "MICROFLOW_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS", _processes, "a whole number from 1", None
+    ),
 }
 """Every setting by its attribute name."""
 
@@ -167,6 +177,7 @@ class Settings:
         "local_storage_path",
         "log_prints",
         "persist_results_by_default",
+        "process_pool_max_workers",
         "task_disable_caching",
         "task_refresh_cache",
         "thread_pool_max_workers",
@@ -188,6 +199,7 @@ class Settings:
     default_serializer: str
     local_storage_path: str | None
     thread_pool_max_workers: int
+    process_pool_max_workers: int
 
     def __init__(self, **values: object) -> None:
         """Settings with these values, given as objects or as text; the rest has its default."""

@@ -27,6 +27,7 @@ from .exceptions import (
     PausedRun,
     TerminationSignal,
     UnfinishedRun,
+    WorkerLost,
 )
 from .exceptions import describe as describe
 
@@ -511,6 +512,8 @@ def exception_to_crashed_state(exc: BaseException) -> State[Any]:
         message = "Execution was aborted by a termination signal."
     elif isinstance(exc, SystemExit):
         message = "Execution was aborted by a system exit call."
+    elif isinstance(exc, WorkerLost):
+        message = f"Execution was aborted: {exc}."
     else:
         message = f"Execution was interrupted by an unexpected exception: {describe(exc)}"
     return Crashed(data=exc, message=message)

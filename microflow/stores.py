@@ -9,6 +9,7 @@ A folder of runs::
     <root>/runs/<run id>.jsonl              one log per run; log.py has the grammar
     <root>/runs/<run id>.results/<sha256>   values too large for the log, named by what they hold
     <root>/owners/<token>                   one empty file per process that owns runs
+    <root>/queue/<run id>                   one empty file per run that any process may claim
 
 Who owns a run, and whether the owner lives
 -------------------------------------------
@@ -44,7 +45,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from . import _files
 from ._follower import Follower
-from ._media import FileMedium, MemoryMedium, storage_error
+from ._media import RUN_ID, FileMedium, MemoryMedium, check_run_id, storage_error
+from ._queue import FileQueue, MemoryQueue
 from .events import Bus
 from .exceptions import MissingResult, NoSpace, ObjectNotFound
 from .log import Log, Reading
@@ -59,7 +61,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_RUN_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 _RESULT_NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -71,12 +72,14 @@ class Store:
 
     Attributes: ``bus`` delivers what is appended; whoever appends publishes it there after the append, the
     store itself only what other processes appended to a followed run. ``location`` names the store in messages,
-    ``durability`` says whether :meth:`sync` has anything to wait for ("disk").
+    ``durability`` says whether :meth:`sync` has anything to wait for ("disk"). ``queue`` names the runs that
+    any process may claim.
     """
 
     bus: Bus
     location: str
     durability: str = "process"
+    queue: FileQueue | MemoryQueue
 
     @property
     def private(self) -> bool:
@@ -174,13 +177,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _check_run_id(run_id: object) -> str:
-    """No name from outside gets into a path."""
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
-        raise ValueError(f"{run_id!r} is no run id: a UUID in lower case, 36 characters")
-    return run_id
-
-
 def _name_of(data: bytes) -> str:
     # hashlib takes milliseconds to import, and most runs never need it
     from hashlib import sha256
@@ -207,6 +203,7 @@ class FileStore(Store):
         self._disk = durability == "disk"
         self._runs = os.path.join(self.location, "runs")
         self._owners = os.path.join(self.location, "owners")
+        self.queue = FileQueue(os.path.join(self.location, "queue"), durable=self._disk)
         self._after_fork_in_child()
         _stores.add(self)
 
@@ -272,7 +269,7 @@ class FileStore(Store):
         return log
 
     def _path(self, run_id: str) -> str:
-        return os.path.join(self._runs, _check_run_id(run_id) + ".jsonl")
+        return os.path.join(self._runs, check_run_id(run_id) + ".jsonl")
 
     def close(self, run_id: str) -> None:
         with self._mutex:
@@ -288,7 +285,7 @@ class FileStore(Store):
 
     def list(self) -> RunIds:
         return sorted(
-            name[:36] for name in self._names(self._runs) if name[36:] == ".jsonl" and _RUN_ID.fullmatch(name[:36])
+            name[:36] for name in self._names(self._runs) if name[36:] == ".jsonl" and RUN_ID.fullmatch(name[:36])
         )
 
     def _names(self, folder: str) -> RunIds:
@@ -330,7 +327,7 @@ class FileStore(Store):
     # -- results
 
     def _results(self, run_id: str) -> str:
-        return os.path.join(self._runs, _check_run_id(run_id) + ".results")
+        return os.path.join(self._runs, check_run_id(run_id) + ".results")
 
     def put_result(self, run_id: str, data: bytes) -> str:
         folder, name = self._results(run_id), _name_of(data)
@@ -458,7 +455,7 @@ class FileStore(Store):
     # -- others' appends
 
     def follow(self, run_id: str, position: int = 0) -> AbstractContextManager[None]:
-        return self._follower.follow(_check_run_id(run_id), position)
+        return self._follower.follow(check_run_id(run_id), position)
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -473,6 +470,7 @@ class MemoryStore(Store):
         self.bus = Bus()
         self._media: dict[str, MemoryMedium] = {}
         self._results: dict[tuple[str, str], bytes] = {}
+        self.queue = MemoryQueue()
         self._after_fork_in_child()
         _stores.add(self)
 
@@ -491,7 +489,7 @@ class MemoryStore(Store):
         self, run_id: str, bodies: list[Body], *, expect: int, epoch: int | None = None, time_us: int | None = None
     ) -> int:
         if not expect and run_id not in self._logs:
-            medium = MemoryMedium(f"{self.location}/{_check_run_id(run_id)}")
+            medium = MemoryMedium(f"{self.location}/{check_run_id(run_id)}")
             with self._mutex:
                 self._logs.setdefault(run_id, Log(run_id, self._media.setdefault(run_id, medium)))
         return self._log(run_id).append(bodies, expect=expect, epoch=epoch, time_us=time_us)
@@ -499,7 +497,7 @@ class MemoryStore(Store):
     def _log(self, run_id: str) -> Log:
         log = self._logs.get(run_id)
         if log is None:
-            raise ObjectNotFound(f"there is no run {_check_run_id(run_id)} in this process's memory")
+            raise ObjectNotFound(f"there is no run {check_run_id(run_id)} in this process's memory")
         return log
 
     def read(self, run_id: str, position: int = 0) -> Reading:
@@ -525,7 +523,7 @@ class MemoryStore(Store):
     def put_result(self, run_id: str, data: bytes) -> str:
         name = _name_of(data)
         with self._mutex:
-            self._results[_check_run_id(run_id), name] = bytes(data)
+            self._results[check_run_id(run_id), name] = bytes(data)
         return name
 
     def get_result(self, run_id: str, name: str, size: int) -> bytes:

@@ -14,10 +14,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from contextvars import copy_context
+from copy import copy
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from ._arguments import expand_mapping, find
+from ._arguments import find
 from ._pool import LoopThread, Pool, PoolSlot
 from ._waits import SLOT, BlockingWaits, finish, slot_given_back
 from .calls import Call, new_call, upstreams
@@ -28,21 +29,27 @@ from .states import Cancelled, Pending, State, exception_to_crashed_state
 from .task_engine import run_call
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from types import TracebackType
 
     from ._deadlocks import Waiting
+    from ._dispatch import Carrier, MessageProcessors, PackedCall, ProcessCarrier
     from .client.objects import TaskRunInput
     from .tasks import Task
 
 F = TypeVar("F", bound=RunFuture[Any])
 Self = TypeVar("Self", bound="TaskRunner[Any]")
+PooledSelf = TypeVar("PooledSelf", bound="PooledTaskRunner")
+ProcessSelf = TypeVar("ProcessSelf", bound="ProcessPoolTaskRunner")
 
 
 class TaskRunner(ABC, Generic[F]):
     """Runs tasks that are submitted to it, between ``with`` and its end.
 
     A flow keeps a runner as configuration; each attempt of a flow run enters a duplicate of it."""
+
+    #: what runs the tasks that a task submits while it runs in another process
+    nested_runner: ClassVar[type[TaskRunner[Any]]]
 
     def __init__(self) -> None:
         self._started = False
@@ -84,11 +91,7 @@ class TaskRunner(ABC, Generic[F]):
                 upstream[name] = set(upstreams(value))
                 value = finish(resolve_argument(value, BlockingWaits()))
             resolved[name] = value
-        children = expand_mapping(task.parameters.explode_variadic(resolved), task.parameters.var_positional)
-        complete = [
-            task.parameters.collapse_variadic({**task.parameters.defaults, **child}) for child in children
-        ]
-        return FutureList(self._submit_all(task, complete, wait_for, upstream))
+        return FutureList(self._submit_all(task, task.parameters.children(resolved), wait_for, upstream))
 
     def _submit_all(
         self,
@@ -139,7 +142,7 @@ class _Submission:
     )
 
     def __init__(
-        self, runner: ThreadPoolTaskRunner, task: Task[Any, Any], call: Call, parameters: dict[str, Any], wait_for: Any
+        self, runner: PooledTaskRunner, task: Task[Any, Any], call: Call, parameters: dict[str, Any], wait_for: Any
     ) -> None:
         self.runner = runner
         self.task = task
@@ -167,11 +170,16 @@ class _Submission:
             self.record_cancelled()
             return
         try:
-            outcome = run_call(self.call, self.task, self.parameters, self.wait_for, self.cancel_event)
+            outcome = self.execute()
         except BaseException as error:  # a worker outlives whatever its job raises; it is the job's outcome
             self._failed(error)
         else:
             self._ended(outcome)
+
+    def execute(self) -> State[Any]:
+        """Run the task in this thread; its final state."""
+        state: State[Any] = run_call(self.call, self.task, self.parameters, self.wait_for, self.cancel_event)
+        return state
 
     async def run_async(self, slot: PoolSlot) -> None:
         """Run a coroutine task on the loop of this thread."""
@@ -226,36 +234,42 @@ class _Submission:
             self.future.set_result(state)
 
 
-class ThreadPoolTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
-    """Runs tasks in threads of this process, at most `max_workers` at a time.
+class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
+    """What runners have in common that let at most `max_workers` runs be active at a time."""
 
-    The default is the setting ``thread_pool_max_workers``. A run that waits for other runs does not count:
-    nested submits complete with any `max_workers`, 1 included. Coroutine tasks share one event loop in a
-    thread of its own."""
-
-    def __init__(self, max_workers: int | None = None) -> None:
+    def __init__(self, max_workers: int) -> None:
         super().__init__()
-        if max_workers is not None and (not isinstance(max_workers, int) or max_workers < 1):  # type: ignore[redundant-expr]  # untyped callers
+        if not isinstance(max_workers, int) or max_workers < 1:  # type: ignore[redundant-expr]  # untyped callers
             raise ValueError(f"max_workers must be a whole number of at least 1, got {max_workers!r}")
-        self._max_workers = max_workers or current_settings().thread_pool_max_workers
+        self._max_workers = max_workers
         self._pool: Pool | None = None
         self._waiting: set[_Submission] = set()
         # guards ``_waiting`` and the counts of unmet dependencies; no callback is called while it is held
         self._lock = Lock()
         self.cancel_event = Event()
 
-    def duplicate(self) -> ThreadPoolTaskRunner:
-        """A runner with the same number of workers that is not started."""
-        return type(self)(max_workers=self._max_workers)
+    def _configuration(self) -> tuple[Any, ...]:
+        """What two runners must have in common to be equal."""
+        return (type(self).__name__, self._max_workers)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ThreadPoolTaskRunner) and self._max_workers == other._max_workers
+        return isinstance(other, PooledTaskRunner) and self._configuration() == other._configuration()
 
     def __hash__(self) -> int:
-        return hash((ThreadPoolTaskRunner, self._max_workers))
+        return hash(self._configuration())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(max_workers={self._max_workers})"
+
+    def _submission(
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: Any,
+        dependencies: dict[str, set[TaskRunInput]],
+    ) -> _Submission:
+        """A run to be submitted. What makes that impossible is raised here, before anything is recorded."""
+        return _Submission(self, task, new_call(task, parameters, wait_for, dependencies), parameters, wait_for)
 
     def submit(
         self,
@@ -279,10 +293,7 @@ class ThreadPoolTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
         if pool is None:
             raise RuntimeError("Task runner is not started")
         wait_for = list(wait_for) if isinstance(wait_for, (list, tuple, set)) else wait_for
-        submissions = [
-            _Submission(self, task, new_call(task, child, wait_for, dependencies), child, wait_for)
-            for child in children
-        ]
+        submissions = [self._submission(task, child, wait_for, dependencies) for child in children]
         new = [each.call for each in submissions if not each.call.task_run.recorded]
         if new:
             # Pending is recorded here, in the submitting thread, for all of a map at once: from now on the run
@@ -337,7 +348,7 @@ class ThreadPoolTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
         with slot_given_back():
             pool.join()
 
-    def __enter__(self) -> ThreadPoolTaskRunner:
+    def __enter__(self: PooledSelf) -> PooledSelf:
         super().__enter__()
         self.cancel_event = Event()
         self._pool = Pool(self._max_workers, f"microflow-{self.name}")
@@ -348,6 +359,197 @@ class ThreadPoolTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
     ) -> None:
         self.cancel_all()
         super().__exit__(kind, error, trace)
+
+
+class ThreadPoolTaskRunner(PooledTaskRunner):
+    """Runs tasks in threads of this process, at most `max_workers` at a time.
+
+    The default is the setting ``thread_pool_max_workers``. A run that waits for other runs does not count:
+    nested submits complete with any `max_workers`, 1 included. Coroutine tasks share one event loop in a
+    thread of its own."""
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        super().__init__(current_settings().thread_pool_max_workers if max_workers is None else max_workers)
+
+    def _configuration(self) -> tuple[Any, ...]:
+        return ("threads", self._max_workers)
+
+    def duplicate(self) -> ThreadPoolTaskRunner:
+        """A runner with the same number of workers that is not started."""
+        return type(self)(max_workers=self._max_workers)
+
+
+class NestedTaskRunner(ThreadPoolTaskRunner):
+    """Runs what a task submits while it runs in a worker process: in threads there, until all of it has ended."""
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        super().__init__(max_workers)
+        self._submitted: list[ConcurrentFuture[Any]] = []
+
+    def _start(self, submission: _Submission, pool: Pool) -> ConcurrentFuture[Any]:
+        future = super()._start(submission, pool)
+        self._submitted.append(future)
+        return future
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._submitted:  # tasks may submit more until they end
+            self._submitted.pop().wait()
+        super().__exit__(kind, error, trace)
+
+
+TaskRunner.nested_runner = NestedTaskRunner
+
+
+class _DispatchedSubmission(_Submission):
+    """A run whose attempts run in another process; a thread here waits for each of them."""
+
+    __slots__ = ("packed",)
+    runner: DispatchingTaskRunner
+
+    def __init__(self, runner: DispatchingTaskRunner, packed: PackedCall, *args: Any) -> None:
+        super().__init__(runner, *args)
+        self.packed = packed
+        self.isasync = False
+
+    def execute(self) -> State[Any]:
+        """Run the task elsewhere; its final state."""
+        from ._dispatch import DispatchingTaskRunEngine  # loads what other processes need: only for runners that do
+
+        carrier = self.runner.carrier()
+        engine: DispatchingTaskRunEngine[Any] = DispatchingTaskRunEngine(
+            self.task,
+            self.parameters,
+            self.call,
+            self.packed,
+            carrier,
+            wait_for=self.wait_for,
+            context={"cancel_event": self.cancel_event},
+            on_log=self.runner.on_log,
+        )
+        finish(engine._run())
+        return engine.state
+
+
+class DispatchingTaskRunner(PooledTaskRunner):
+    """What runners have in common that run tasks in other processes.
+
+    A run has a thread here only while an attempt of it is under way. The engine of each run is in this process
+    and appends its states; what crosses is bytes (see ``_envelope``). The task and its arguments must be such
+    that another process can have them: NotTransferable, raised by ``submit``, names what is not, and the cure.
+    Tasks that a task calls or submits run in its process; they are recorded when its attempt has ended."""
+
+    @abstractmethod
+    def carrier(self) -> Carrier:
+        """What brings envelopes to workers; made when it is first needed."""
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        """Log here what a task logged elsewhere."""
+        from ._captured_logs import log_again  # loaded by now
+
+        log_again(record)
+
+    def _submission(
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: Any,
+        dependencies: dict[str, set[TaskRunInput]],
+    ) -> _Submission:
+        from ._dispatch import PackedCall  # loads what other processes need: only for runners that do
+
+        packed = PackedCall(task, parameters)
+        call = new_call(task, parameters, wait_for, dependencies)
+        return _DispatchedSubmission(self, packed, task, call, parameters, wait_for)
+
+
+class ProcessPoolTaskRunner(DispatchingTaskRunner):
+    """Runs tasks in processes of its own, at most `max_workers` at a time; needs no /dev/shm.
+
+    The default is the setting ``process_pool_max_workers``, else the number of processors. Workers are started
+    when they are first needed and end with the runner, or at once when this process is killed. A worker that dies
+    takes its task with it, as CRASHED, and no other; one whose task exceeds ``timeout_seconds`` is killed.
+    `initializer` is called with `initargs` in each worker before its first task; both must be picklable.
+    `start_method` is "forkserver" (the default where it exists), "spawn" or "fork"; a worker is replaced after
+    `max_tasks_per_child` attempts."""
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        subprocess_message_processor_factories: Iterable[Callable[[], Any]] | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        start_method: str | None = None,
+        max_tasks_per_child: int | None = None,
+    ) -> None:
+        super().__init__(current_settings().process_pool_max_workers if max_workers is None else max_workers)
+        if start_method not in (None, "forkserver", "spawn", "fork"):
+            raise ValueError(f"start_method must be 'forkserver', 'spawn' or 'fork', got {start_method!r}")
+        if max_tasks_per_child is not None and max_tasks_per_child < 1:
+            raise ValueError(f"max_tasks_per_child must be at least 1, got {max_tasks_per_child!r}")
+        self._factories = tuple(subprocess_message_processor_factories or ())
+        self._initializer = initializer
+        self._initargs = tuple(initargs)
+        self._start_method = start_method
+        self._max_tasks_per_child = max_tasks_per_child
+        self._carrier: ProcessCarrier | None = None
+        self._messages: MessageProcessors | None = None
+
+    def _configuration(self) -> tuple[Any, ...]:
+        return ("processes", self._max_workers)
+
+    def duplicate(self: ProcessSelf) -> ProcessSelf:
+        """A runner with the same configuration that is not started; also of a subclass with another ``__init__``."""
+        twin = copy(self)
+        PooledTaskRunner.__init__(twin, self._max_workers)
+        twin._carrier = twin._messages = None
+        return twin
+
+    @property
+    def subprocess_message_processor_factories(self) -> tuple[Callable[[], Any], ...]:
+        """Make the functions that see each ``("log", record)`` that a worker sends, and may change or drop it."""
+        return self._factories
+
+    @subprocess_message_processor_factories.setter
+    def subprocess_message_processor_factories(self, factories: Iterable[Callable[[], Any]] | None) -> None:
+        self.set_subprocess_message_processor_factories(factories)
+
+    def set_subprocess_message_processor_factories(self, factories: Iterable[Callable[[], Any]] | None) -> None:
+        """Set the factories; RuntimeError on a runner that is started."""
+        if self._started:
+            raise RuntimeError("Cannot configure subprocess message processor factories while task runner is started")
+        self._factories = tuple(factories or ())
+
+    def carrier(self) -> ProcessCarrier:
+        """The worker processes."""
+        with self._lock:
+            if self._carrier is None:
+                from ._dispatch import ProcessCarrier  # loads sockets and subprocess: only for runners that need them
+
+                self._carrier = ProcessCarrier(
+                    self._start_method, self._initializer, self._initargs, self._max_tasks_per_child
+                )
+            return self._carrier
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        """Log here what a task logged in its process, as the message processors leave it."""
+        with self._lock:
+            if self._messages is None:
+                from ._dispatch import MessageProcessors  # loaded by now
+
+                self._messages = MessageProcessors(self._factories)
+        self._messages.deliver("log", record)
+
+    def cancel_all(self) -> None:
+        """Cancel what has not started, wait for what runs, and end the worker processes."""
+        super().cancel_all()
+        with self._lock:
+            carrier, self._carrier = self._carrier, None
+            self._messages = None
+        if carrier is not None:
+            carrier.close()
 
 
 def _pending(call: Call) -> State[Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
@@ -10,18 +11,24 @@ from . import _task_options as options_of
 from ._arguments import NotSet, unmapped
 from ._definitions import Definition
 from ._task_options import TaskOptions, exponential_backoff
-from .context import FlowRunContext
+from .calls import deferred_call, new_call
+from .client.orchestration import current_client
+from .context import FlowRunContext, describe_context
+from .futures import DistributedFuture, FutureList
 from .settings import current_settings
-from .states import StateType
+from .states import Pending, Scheduled, StateType
 from .task_engine import run_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
     from typing import Concatenate, Literal
+    from uuid import UUID
 
     from typing_extensions import Unpack
 
-    from .futures import ConcurrentFuture, FutureList, RunFuture
+    from .client.objects import TaskRun, TaskRunInput
+    from .context import TaskRunContext
+    from .futures import ConcurrentFuture, RunFuture
     from .states import State
 
 P = ParamSpec("P")
@@ -238,19 +245,113 @@ class Task(Definition, Generic[P, R]):
     def map(self: Task[P, R], *args: Any, return_state: Literal[False] = ..., **kwargs: Any) -> FutureList[R]: ...
 
     def map(
-        self, *args: Any, return_state: bool = False, wait_for: Iterable[RunFuture[Any]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        return_state: bool = False,
+        wait_for: Iterable[RunFuture[Any]] | None = None,
+        deferred: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """Submit one run for each element of the iterable arguments; see ``TaskRunner.map``.
 
-        Returns a list of futures, or waits and returns the states with `return_state`."""
+        Returns a list of futures, or waits and returns the states with `return_state`. With `deferred`, which works
+        outside of flows too, the runs are recorded for a worker as by :meth:`apply_async`, and futures among the
+        arguments are passed on as they are."""
         parameters = self.bind(args, kwargs, apply_defaults=False)
         for name in self.bound_names:  # the object that a method is bound to may be iterable
             parameters[name] = unmapped(parameters[name])
+        if deferred:
+            wait_for = list(wait_for) if wait_for is not None else None
+            return FutureList([self._defer(child, wait_for) for child in self.parameters.children(parameters)])
         futures = self._runner().map(self, parameters, wait_for)
         if return_state:
             futures.wait()
             return [future.state for future in futures]
         return futures
+
+    # ---------------------------------------------------------------------------------------------- deferring
+
+    def apply_async(
+        self: Task[P, Any],
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        wait_for: Iterable[RunFuture[Any]] | None = None,
+        dependencies: dict[str, set[TaskRunInput]] | None = None,
+    ) -> DistributedFuture[Any]:
+        """Record a run for a worker to take, in this process or another; returns its future at once.
+
+        Works inside of flows and outside. Arguments have to be carried to the other process: SerializationError, naming
+        the one that cannot be, before anything is recorded. `dependencies` are added to the run's inputs."""
+        parameters = self.bind(tuple(args or ()), dict(kwargs or {}))
+        return self._defer(parameters, wait_for, dependencies)
+
+    @overload
+    def delay(
+        self: Task[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> DistributedFuture[T]: ...
+    @overload
+    def delay(self: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> DistributedFuture[R]: ...
+
+    def delay(self, *args: Any, **kwargs: Any) -> Any:
+        """:meth:`apply_async` with the arguments as in a call. `wait_for` and `return_state` are no arguments here."""
+        return self.apply_async(args, kwargs)
+
+    def _defer(
+        self,
+        parameters: dict[str, Any],
+        wait_for: Iterable[RunFuture[Any]] | None,
+        dependencies: dict[str, set[TaskRunInput]] | None = None,
+    ) -> DistributedFuture[Any]:
+        wait_for = list(wait_for) if wait_for is not None else None
+        task_run = deferred_call(self, parameters, wait_for, dependencies)
+        recorded = current_client().create_task_run(
+            self, task_run, parameters=parameters, wait_for=wait_for, context=describe_context()
+        )
+        return DistributedFuture(recorded.id)
+
+    async def create_run(
+        self,
+        client: Any = None,
+        id: UUID | None = None,
+        parameters: dict[str, Any] | None = None,
+        flow_run_context: FlowRunContext | None = None,
+        parent_task_run_context: TaskRunContext | None = None,
+        wait_for: Iterable[RunFuture[Any]] | None = None,
+        extra_task_inputs: dict[str, set[TaskRunInput]] | None = None,
+        deferred: bool = False,
+    ) -> TaskRun:
+        """Record a run without running it: PENDING, for ``run_task(task, task_run=…)``; or with `deferred` SCHEDULED,
+        for a worker. The contexts, unless given, are the current ones."""
+        client = getattr(client, "_client", client) or current_client()
+        with _contexts(flow_run_context, parent_task_run_context):
+            if deferred:
+                task_run = deferred_call(self, parameters or {}, wait_for, extra_task_inputs, id)
+                recorded: TaskRun = client.create_task_run(
+                    self, task_run, parameters=parameters, wait_for=wait_for, context=describe_context()
+                )
+                return recorded
+            call = new_call(self, parameters or {}, wait_for, extra_task_inputs, id)
+        if not call.task_run.recorded:
+            call.recorder.create_tasks([(call.task_run, _first_state(call.task_run, False), self.source_digest)])
+        return call.task_run
+
+    async def create_local_run(
+        self,
+        client: Any = None,
+        id: UUID | None = None,
+        parameters: dict[str, Any] | None = None,
+        flow_run_context: FlowRunContext | None = None,
+        parent_task_run_context: TaskRunContext | None = None,
+        wait_for: Iterable[RunFuture[Any]] | None = None,
+        extra_task_inputs: dict[str, set[TaskRunInput]] | None = None,
+        deferred: bool = False,
+    ) -> TaskRun:
+        """The object of a run that is recorded nowhere yet: PENDING, or SCHEDULED with `deferred`. The engine that
+        runs it records it (``run_task(task, task_run=…)``)."""
+        with _contexts(flow_run_context, parent_task_run_context):
+            task_run = deferred_call(self, parameters or {}, wait_for, extra_task_inputs, id)
+        task_run.enter(_first_state(task_run, deferred))
+        return task_run
 
     def _check_kind(self) -> None:
         if self.isgenerator:
@@ -268,6 +369,26 @@ class Task(Definition, Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r}>"
+
+
+def _first_state(task_run: TaskRun, deferred: bool) -> State[Any]:
+    state: State[Any] = Scheduled() if deferred else Pending()
+    details = state.state_details
+    details.task_run_id, details.flow_run_id = task_run.id, task_run.flow_run_id
+    if deferred:
+        details.deferred = True
+    return state
+
+
+@contextmanager
+def _contexts(flow_run_context: FlowRunContext | None, task_run_context: TaskRunContext | None) -> Iterator[None]:
+    """Make these contexts the current ones; None leaves one as it is."""
+    with ExitStack() as stack:
+        if flow_run_context is not None:
+            stack.enter_context(flow_run_context.copy())
+        if task_run_context is not None:
+            stack.enter_context(task_run_context.copy())
+        yield
 
 
 @overload

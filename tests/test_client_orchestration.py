@@ -15,8 +15,8 @@ import pytest
 
 from microflow import _kept, flow, get_client, task
 from microflow.client import orchestration
-from microflow.client.objects import TaskRun
-from microflow.client.orchestration import Client, SyncClient, current_client, random_name
+from microflow.client.objects import TaskRun, random_name
+from microflow.client.orchestration import Client, SyncClient, current_client
 from microflow.exceptions import (
     AmbiguousRunId,
     MicroflowException,

@@ -36,7 +36,8 @@ STATE_SETTERS = {
     "_tracking.Tracking._append": "a subflow's tracking run has no engine: its state is the child's",
     "_flow_lifecycle.BaseFlowRunEngine._prepare": "NotReady, before the run begins",
     "task_runners._Submission.record_cancelled": "a run that no engine ever had",
-    "task_runners.ThreadPoolTaskRunner._submit_all": "the creation of runs that no engine has yet",
+    "task_runners.PooledTaskRunner._submit_all": "the creation of runs that no engine has yet",
+    "tasks.Task.create_run": "the creation of a run that no engine has yet",
     "client.live.MemoryTasks.create_tasks": "is propose_task, many times",
     "client.orchestration.SyncClient.set_flow_run_state": "an operator's or another process's word",
 }
@@ -45,6 +46,8 @@ APPENDERS = {
     "client.live.LiveRun._append_release": "a release, no state",
     "client.orchestration.SyncClient.start": "the first line of a run",
     "client.orchestration.SyncClient._append_claim": "a claim",
+    "client.orchestration.SyncClient.create_task_run": "the first line of a deferred task run",
+    "_carried.teach": "what an owner knows, copied into a worker's memory",
 }
 
 
@@ -76,7 +79,7 @@ def test_I2_nobody_but_those_listed_proposes_a_state():
     assert callers("propose", "propose_task", "create_tasks") == set(STATE_SETTERS)
 
 
-def test_I2_nobody_but_the_client_appends_and_it_does_so_in_four_places():
+def test_I2_nobody_but_the_client_appends_and_it_does_so_in_few_places():
     """Broken if a state were written to the log without the table being asked."""
     assert callers("append", of="store") == set(APPENDERS)
 

@@ -629,7 +629,7 @@ def refuses(path: str) -> None:
     raise AssertionError("it was opened")
 
 
-@removed_by("run ids are checked", lambda patch: patch.setattr("microflow.stores._check_run_id", str))
+@removed_by("run ids are checked", lambda patch: patch.setattr("microflow.stores.check_run_id", str))
 def a_run_id_is_no_path(folder: Path) -> None:
     store = FileStore(folder / "store")
     with pytest.raises(ValueError):

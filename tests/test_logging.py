@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
+import io
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -13,7 +16,8 @@ import microflow.logging as run_logging
 from microflow import flow, get_run_logger, task
 from microflow.context import FlowRunContext, TaskRunContext
 from microflow.exceptions import MissingContextError
-from microflow.logging import FLOW_RUNS, TASK_RUNS, flow_run_logger, get_logger
+from microflow.logging import FLOW_RUNS, TASK_RUNS, flow_run_logger, get_logger, restore_print
+from microflow.settings import temporary_settings
 
 
 @pytest.fixture(autouse=True)
@@ -200,3 +204,123 @@ def test_a_run_logger_is_a_logger_adapter_like_any_other():
     assert adapter.isEnabledFor(logging.DEBUG)
     assert adapter.extra == {"flow_run_id": 1, "flow_run_name": "n", "flow_name": "f", "colour": "red"}
     assert run_logging.RunLogger is logging.LoggerAdapter
+
+
+class TestPrints:
+    """``log_prints``: one replacement of ``print`` for the whole process, decided for each call by its context."""
+
+    @pytest.fixture(autouse=True)
+    def _as_before(self):
+        yield
+        restore_print()
+
+    def test_what_a_run_prints_is_logged_by_its_logger_where_it_prints(self, caplog, capsys):
+        @task
+        def work() -> None:
+            print("mine", 1, sep="-", end="!\n\n")
+
+        @flow(log_prints=True)
+        def main() -> None:
+            print("mine flow")
+            work()
+
+        main()
+        found = [record for record in caplog.records if "mine" in str(record.args)]
+        assert [(record.name, record.funcName, record.args) for record in found] == [
+            ("microflow.flow_runs", "main", ("mine flow",)),
+            ("microflow.task_runs", "work", ("mine-1!",)),
+        ]
+        assert capsys.readouterr().out == ""
+
+    @pytest.mark.parametrize(
+        ("outer", "inner", "logged"), [(True, False, False), (False, True, True), (True, None, True)]
+    )
+    def test_a_task_decides_for_itself_and_inherits_otherwise(self, caplog, capsys, outer, inner, logged):
+        @task(log_prints=inner)
+        def work() -> None:
+            print("mine")
+
+        @flow(log_prints=outer)
+        def main() -> None:
+            work()
+            work.submit().result()
+
+        main()
+        count = sum(record.args == ("mine",) for record in caplog.records)
+        assert (count, capsys.readouterr().out) == ((2, "") if logged else (0, "mine\nmine\n"))
+
+    def test_the_setting_counts_where_no_run_says_anything(self, caplog, capsys):
+        @task
+        def work() -> None:
+            print("mine")
+
+        with temporary_settings(log_prints=True):
+            work()
+        work()
+        assert sum(record.args == ("mine",) for record in caplog.records) == 1
+        assert capsys.readouterr().out == "mine\n"
+
+    def test_other_files_and_code_outside_of_runs_print_as_ever(self, caplog, capsys):
+        text = io.StringIO()
+
+        @flow(log_prints=True)
+        def main() -> None:
+            print("mine", file=text)
+            thread = threading.Thread(target=print, args=("from a thread of one's own",))
+            thread.start()
+            thread.join()
+
+        main()
+        print("outside")
+        assert text.getvalue() == "mine\n"
+        assert capsys.readouterr().out == "from a thread of one's own\noutside\n"
+        assert not any(record.args == ("mine",) for record in caplog.records)
+
+    def test_print_is_replaced_once_when_it_is_first_needed_and_can_be_put_back(self):
+        restore_print()
+        before = builtins.print
+
+        @task(log_prints=True)
+        def work() -> Any:
+            return builtins.print
+
+        @task
+        def plain() -> Any:
+            return builtins.print
+
+        assert plain() is before
+        ours = work()
+        assert ours is not before
+        assert work() is plain() is builtins.print is ours
+        restore_print()
+        assert builtins.print is before
+
+    def test_a_print_that_replaced_ours_is_left_alone(self):
+        @task(log_prints=True)
+        def work() -> None:
+            pass
+
+        work()
+        ours = builtins.print
+        own = builtins.print = lambda *values, **options: None
+        restore_print()
+        assert builtins.print is own
+        builtins.print = ours
+
+    def test_a_handler_that_prints_does_not_go_round_in_circles(self, capsys):
+        class Printing(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                print("handled", record.getMessage())
+
+        handler = Printing()
+        TASK_RUNS.addHandler(handler)
+        try:
+
+            @task(log_prints=True)
+            def work() -> None:
+                print("mine")
+
+            work()
+        finally:
+            TASK_RUNS.removeHandler(handler)
+        assert "handled mine\n" in capsys.readouterr().out

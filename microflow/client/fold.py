@@ -11,7 +11,7 @@ Members of the records that this module makes and reads, besides ``k``:
 ======== ===================================================================================================
 run      ``name`` ``flow`` ``flow_version`` ``entrypoint`` ``tags`` ``parameters`` (a kept value or null) ``shown``
          (their JSON form when they are not kept as JSON) ``policy`` ``parent_task`` ``parent_flow`` ``root``
-         ``key`` (idempotency) ``cwd``
+         ``key`` (idempotency) ``cwd``; of a deferred task run ``task`` (key) in place of ``flow``, see ``deferred``
 claim    ``owner`` ``pid`` ``host``; ``forced`` when an operator started a final run again: failed calls are
          dropped, completed ones kept
 release  ``handed_back``: how many ended calls this claim handed back without running them
@@ -77,8 +77,14 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, UUID) else value
 
 
-def state_of(record: dict[str, Any], flow_run_id: UUID, task_run_id: UUID | None, store: ResultFiles) -> State[Any]:
-    """The state that a record tells."""
+def state_of(
+    record: dict[str, Any],
+    flow_run_id: UUID | None,
+    task_run_id: UUID | None,
+    store: ResultFiles,
+    log: str | None = None,
+) -> State[Any]:
+    """The state that a record tells; `log` is the id of the log that it stands in, unless that is the flow run's."""
     details = StateDetails(flow_run_id=flow_run_id)
     if task_run_id is not None:
         details.task_run_id = task_run_id
@@ -94,7 +100,7 @@ def state_of(record: dict[str, Any], flow_run_id: UUID, task_run_id: UUID | None
         name=record.get("name"),
         message=record.get("message"),
         state_details=details,
-        data=None if result is None else KeptResult(result, str(flow_run_id), store),
+        data=None if result is None else KeptResult(result, log or str(flow_run_id), store),
     )
     state.at = record["at"]
     return state
@@ -198,6 +204,17 @@ class Run:
         assert self._flow_run is not None, "a log starts with its header record"
         return self._flow_run
 
+    @property
+    def is_task(self) -> bool:
+        """Whether this is the log of a deferred task run, whose id is the log's. ``flow_run`` then stands for it:
+        it has the states of the task run, so that claims and listings need not tell the two apart."""
+        return "task" in self.header
+
+    @property
+    def flow_of_tasks(self) -> UUID | None:
+        """The id of the flow run that the task runs of this log belong to."""
+        return self.flow_run.parent_flow_run_id if self.is_task else self.flow_run.id
+
     def fold(self, records: Iterable[Record]) -> None:
         """Take records in the order of the log."""
         for record in records:
@@ -213,7 +230,7 @@ class Run:
         self._flow_run = flow_run = FlowRun(
             UUID(self.run_id),
             data["name"],
-            flow_name=data["flow"],
+            flow_name=data["flow"] if "flow" in data else data["task"],
             flow_version=data.get("flow_version"),
             parameters=shown_parameters(data),
             tags=set(data.get("tags", ())),
@@ -245,6 +262,8 @@ class Run:
         if "run" not in data:
             self.enter(state_of(data, self.flow_run.id, None, self.store))
             return
+        if self.is_task and data["run"] == self.run_id:
+            self.stand_for(self.task_state(data, self.flow_run.id))
         task = self.tasks.get(data["run"])
         if task is not None:
             task.states.append(data)
@@ -304,7 +323,7 @@ class Run:
     def task_run(self, run_id: str) -> TaskRun:
         """The task run `run_id` of this log (KeyError when there is none)."""
         task = self.tasks[run_id]
-        created, flow_run_id = task.created, self.flow_run.id
+        created, flow_run_id = task.created, self.flow_of_tasks
         task_run = TaskRun(
             UUID(run_id),
             task.names[-1] if task.names else created["name"],
@@ -329,10 +348,19 @@ class Run:
         task_id, states = UUID(run_id), []
         for record in self.tasks[run_id].states:
             if record["k"] == "state":
-                states.append(state_of(record, self.flow_run.id, task_id, self.store))
+                states.append(self.task_state(record, task_id))
             elif rolled_back:
-                states.append(rolled_back_state(record["at"], self.flow_run.id, task_id))
+                states.append(rolled_back_state(record["at"], self.flow_of_tasks, task_id))
         return states
+
+    def task_state(self, record: dict[str, Any], task_id: UUID) -> State[Any]:
+        """The state of a task run that a record of this log tells."""
+        return state_of(record, self.flow_of_tasks, task_id, self.store, self.run_id)
+
+    def stand_for(self, state: State[Any]) -> None:
+        """Have ``flow_run`` enter a state of the deferred task run that it stands for."""
+        self.flow_run.enter(state)
+        self.states.append(state)
 
     def parameters(self) -> dict[str, Any]:
         """The parameters that the run was started with, rebuilt; MissingResult when they were not kept."""
@@ -370,7 +398,9 @@ class Run:
         flow run that has ended, is CRASHED."""
         task_run = self.task_run(run_id)
         state = task_run.state
-        over = self.tasks[run_id].epoch < self.epoch or flow_state is None or flow_state.is_final()
+        over = flow_state is None or flow_state.is_final()
+        if not self.is_task:  # a deferred run that was claimed again goes on under its new owner
+            over = over or self.tasks[run_id].epoch < self.epoch
         if over and state is not None and state.type in (StateType.RUNNING, StateType.SCHEDULED):
             derived = Crashed(message="Its process ended without reporting.", state_details=state.state_details)
             derived.at = state.at + 1
@@ -384,6 +414,8 @@ def _uuid(text: str | None) -> UUID | None:
 
 def shown_parameters(header: dict[str, Any]) -> dict[str, Any]:
     """The parameters of a header in plain JSON form, for people; nothing is rebuilt or unpickled."""
+    if "arguments" in header:
+        return {name: shown_result(entry) for name, entry in header["arguments"].items()}
     entry = header.get("parameters")
     form = shown(entry["json"]) if entry and "json" in entry else header.get("shown", {})
     return form if isinstance(form, dict) else {}

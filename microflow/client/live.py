@@ -25,11 +25,11 @@ from ..events import Record
 from ..exceptions import Conflict, Fenced, LogError, StorageError
 from ..states import AwaitingRetry, State, StateType
 from ..transitions import flow_verdict, task_verdict
-from .fold import Run, TaskHistory, note_record, rolled_back_state, state_of, state_record, task_record
+from .fold import Run, TaskHistory, note_record, rolled_back_state, state_record, task_record
 from .objects import FINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from ..stores import Store
     from .objects import FlowRun, TaskRun
@@ -264,7 +264,8 @@ class LiveRun:
             if cell != "A":
                 status = Answer.ABORT if cell == "B" else Answer.REJECT
                 return Answer(status, present, f"a task run in state {present} cannot go to {state.type.value}"), []
-            if state.type is StateType.RUNNING and flow_run.state_type is not StateType.RUNNING:
+            orphan = not self.run.is_task and flow_run.state_type is not StateType.RUNNING
+            if state.type is StateType.RUNNING and orphan:
                 refusal = self._refusal(task_run)
                 if refusal is not None:
                     return refusal, []
@@ -311,7 +312,7 @@ class LiveRun:
             history.caught_up = True
         task_run = self.live.get(UUID(record["run"]))
         if task_run is not None and (task_run.state is None or record["at"] > task_run.state.at):
-            task_run.enter(state_of(record, self.flow_run.id, task_run.id, self.store))
+            task_run.enter(self.run.task_state(record, task_run.id))
 
     def create_tasks(self, created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> None:
         """Create many task runs, :data:`BATCH` to a line. Precedes their being submitted: dying before it,
@@ -343,11 +344,27 @@ class LiveRun:
 
         self._transition(decide)
 
+    def append_reported(self, pieces: Iterable[list[dict[str, Any]]], files: Iterable[bytes]) -> None:
+        """Append what a worker recorded of the calls that a task of this run made there, a piece to a line.
+
+        Precedes the end of the attempt that made them: dying before it, they were not logged and run again with
+        it; dying after it, those that ended are handed back."""
+        for data in files:
+            self.store.put_result(self.run_id, data)
+        for bodies in pieces:
+
+            def decide(bodies: list[dict[str, Any]] = bodies) -> tuple[None, list[dict[str, Any]]]:
+                return None, bodies
+
+            self._transition(decide)
+
     def _entered(self, task_run: TaskRun, states: Sequence[State[Any]]) -> None:
         task_run.recorded = True
         for state in states:
             task_run.enter(state)
-            if state.type is StateType.RUNNING:
+            if self.run.is_task and task_run.text == self.run_id:
+                self.run.stand_for(state)
+            elif state.type is StateType.RUNNING:
                 task_run.flow_run_run_count = self.flow_run.run_count
         if task_run.state is not None and task_run.state.type in FINAL:
             self.live.pop(task_run.id, None)
@@ -443,6 +460,10 @@ class LiveRun:
             number = self._calls.get(call, 0)
             self._calls[call] = number + 1
         return number
+
+    def calls_made(self) -> dict[bytes, int]:
+        """How many times each call was made in this attempt; for a worker that goes on counting elsewhere."""
+        return self._calls
 
     def begin_attempt(self) -> None:
         """Count occurrences anew: a flow retry is a new attempt."""

@@ -9,6 +9,7 @@ kept as microseconds and shown as datetimes in UTC, durations as microseconds an
 from __future__ import annotations
 
 import os
+import random
 import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -322,6 +323,16 @@ class FlowRun(_RunObject):
             to_us(state.state_details.scheduled_time) if state.type is StateType.SCHEDULED else None
         )
         super().enter(state, resuming=resuming)
+
+
+_ADJECTIVES = "amber bold brisk calm clear deft eager fair fleet gentle keen light lucid merry nimble quiet rapid sage"
+_NOUNS = "alder badger brook cedar crane delta ember falcon finch grove heron jay larch lynx otter raven reef wren"
+
+
+def random_name() -> str:
+    """A name of two words for a run that was given none."""
+    pick = random.SystemRandom().choice  # the shared generator's state may be a clone's
+    return f"{pick(_ADJECTIVES.split())}-{pick(_NOUNS.split())}"
 
 
 def sort_key(field: str) -> Callable[[_RunObject], tuple[bool, Any]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import random
 import threading
 import time
 from contextlib import contextmanager
@@ -37,9 +36,10 @@ from ..log import FORMAT, FORMAT_VERSION
 from ..settings import current_settings, resolve_home
 from ..states import Pending, Scheduled, State, StateType
 from ..stores import FileStore, MemoryStore, Store
+from .deferred import carried_by, first_line
 from .fold import Run, state_record
 from .live import Answer, LiveRun, MemoryTasks
-from .objects import FINAL, FlowRun, TaskRun, new_run_id, sort_key
+from .objects import FINAL, FlowRun, TaskRun, new_run_id, random_name, sort_key
 from .requests import cancel, resume, suspend, why_not_restartable
 
 if TYPE_CHECKING:
@@ -47,19 +47,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..flows import Flow
+    from ..tasks import Task
 
 #: how long a claimant waits for a live owner to let go, in seconds
 CLAIM_PATIENCE = 0.1
 LEAVING_PATIENCE = 60.0
-
-_ADJECTIVES = "amber bold brisk calm clear deft eager fair fleet gentle keen light lucid merry nimble quiet rapid sage"
-_NOUNS = "alder badger brook cedar crane delta ember falcon finch grove heron jay larch lynx otter raven reef wren"
-
-
-def random_name() -> str:
-    """A name of two words for a run that was given none."""
-    pick = random.SystemRandom().choice  # the shared generator's state may be a clone's
-    return f"{pick(_ADJECTIVES.split())}-{pick(_NOUNS.split())}"
 
 
 class SyncClient:
@@ -154,6 +146,45 @@ class SyncClient:
             raise
         run = Run(run_id, self.store)
         return self._adopt(run, token, [Record(run_id, 0, epoch, now, body["k"], body) for body in bodies])
+
+    def create_task_run(
+        self,
+        task: Task[Any, Any],
+        task_run: TaskRun,
+        *,
+        state: State[Any] | None = None,
+        parameters: dict[str, Any] | None = None,
+        wait_for: Any = None,
+        context: dict[str, Any] | None = None,
+    ) -> TaskRun:
+        """Record a deferred run of `task`, SCHEDULED for now unless `state` says otherwise, and put it into the queue.
+
+        `task_run` is what :func:`~microflow.calls.deferred_call` made. A run of that id which is recorded already (the
+        flow that made it is run again) is given back as it is. SerializationError, before anything is recorded, when
+        an argument cannot be carried to another process.
+
+        The append precedes the entry in the queue: dying in between leaves a run that nobody looks for, until the
+        flow that made it is run again; dying after it, any worker may claim the run."""
+        given = {"parameters": parameters, "wait_for": wait_for, "context": context}
+        carried = {name: value for name, value in given.items() if value}
+        state = Scheduled() if state is None else state
+        details = state.state_details
+        details.deferred, details.task_run_id, details.flow_run_id = True, task_run.id, task_run.flow_run_id
+        if carried.keys() & {"parameters", "wait_for"}:
+            details.task_parameters_id = task_run.id
+        run_id = task_run.text
+        source, entrypoint = task.source_digest, entrypoint_of(task.fn)
+        bodies = first_line(task_run, state, carried, self.store, source=source, entrypoint=entrypoint)
+        try:
+            self.store.append(run_id, bodies, expect=0)
+        except Conflict:
+            pass
+        run = self.fold(run_id)
+        recorded = run.task_run(run_id)
+        if recorded.state is None or not recorded.state.is_final():
+            self.store.queue.put(run_id)
+        self.store.close(run_id)
+        return recorded
 
     def claim(self, run_id: str, *, steal: bool = False, force: bool = False) -> LiveRun:
         """Take over a run whose process let go or died: append a claim, nothing else.
@@ -268,6 +299,8 @@ class SyncClient:
 
     def _seen(self, run: Run) -> FlowRun:
         flow_run = run.flow_run
+        if run.is_task:
+            raise ObjectNotFound(f"{run.run_id} is a deferred task run, not a flow run")
         flow_run.state = run.seen(self.is_alive(run))
         return flow_run
 
@@ -330,11 +363,21 @@ class SyncClient:
 
     def _logs_of(self, task_run_id: UUID, flow_run_id: UUID | str | None) -> Iterable[Run]:
         first = [run_id for run_id, live in list(self.owned.items()) if task_run_id in live.live]
+        if flow_run_id is None:
+            try:  # a deferred run has a log of its own
+                yield self.fold_what_is_readable(str(task_run_id))[0]
+            except ObjectNotFound:
+                pass
         candidates = [str(flow_run_id)] if flow_run_id is not None else [*first, *reversed(self.store.list())]
         for run_id in candidates:
             run, _ = self.fold_what_is_readable(run_id)
             if str(task_run_id) in run.tasks:
                 yield run
+
+    def read_task_run_parameters(self, task_run_id: UUID | str) -> dict[str, Any]:
+        """What a deferred task run was given: ``parameters``, ``wait_for`` and ``context``, those of them that there
+        are. ObjectNotFound when it is no deferred run, SerializationError when a value cannot be made again here."""
+        return carried_by(self.fold(str(task_run_id)))
 
     def read_task_runs(
         self,
@@ -409,6 +452,7 @@ class SyncClient:
         if self.is_alive(run):
             raise RunningElsewhere(f"flow run {run.run_id} is running in process {run.owner_pid}; it was not deleted")
         self.store.delete(run.run_id)
+        self.store.queue.take(run.run_id)
 
 
 def _filter(
@@ -480,6 +524,14 @@ class Client:
     async def read_task_run(self, task_run_id: UUID | str, *, flow_run_id: UUID | str | None = None) -> TaskRun:
         """See :meth:`SyncClient.read_task_run`."""
         return self._client.read_task_run(task_run_id, flow_run_id=flow_run_id)
+
+    async def create_task_run(self, task: Task[Any, Any], task_run: TaskRun, **fields: Any) -> TaskRun:
+        """See :meth:`SyncClient.create_task_run`."""
+        return self._client.create_task_run(task, task_run, **fields)
+
+    async def read_task_run_parameters(self, task_run_id: UUID | str) -> dict[str, Any]:
+        """See :meth:`SyncClient.read_task_run_parameters`."""
+        return self._client.read_task_run_parameters(task_run_id)
 
     async def read_task_runs(self, **filters: Any) -> list[TaskRun]:
         """See :meth:`SyncClient.read_task_runs`."""

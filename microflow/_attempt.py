@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One attempt of a task run in a worker: from the call envelope to the outcome envelope.
+
+:func:`run_envelope` is the one function that executors are given. It is of this module's level, takes bytes, gives
+bytes and never raises: a task that calls ``sys.exit`` is an outcome like any other. Nothing is written to any log here:
+the states of the run are its owner's matter, and the calls that the task makes come back as records.
+
+Which thread runs what: the task in the thread that called, a coroutine task on a loop of its own there, what the
+task submits in threads that have ended when the attempt has.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from ._captured_logs import captured
+from ._carried import load_definition, news, teach
+from ._envelope import (
+    is_origin,
+    join,
+    names_of_main,
+    pack_error,
+    resolver_of_worker,
+    split,
+)
+from ._tagged_json import NotEncodable
+from ._waits import BlockingWaits, finish, run_coroutine
+from .context import ContextModel, FlowRunContext, hydrated_context
+from .exceptions import ConfigurationError, SerializationError
+from .serializers import pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .client.live import LiveRun
+
+    Emit = Callable[[dict[str, Any]], None]
+
+
+def run_envelope(payload: bytes, emit: Emit | None = None) -> bytes:
+    """Run the attempt that a call envelope describes; gives the outcome envelope and raises nothing at all.
+
+    What is logged meanwhile goes to `emit` as it is logged, or comes back with the outcome."""
+    attempt = None
+    try:
+        header, blobs = split(payload)
+        attempt = _Attempt(header, blobs, emit)
+        return attempt.run()
+    except BaseException as error:  # a broken envelope, or an interrupt between the task's end and here
+        form, blob = pack_error(error)
+        outcome = {"attempt": attempt and attempt.header.get("attempt"), "kind": _kind(error), "form": form}
+        return join({**outcome, "logs": [], "news": [], "files": [], "calls": {}, "main": []}, [blob])
+
+
+def _kind(error: BaseException) -> str:
+    return "error" if isinstance(error, Exception) else "interrupt"
+
+
+class _Attempt:
+    """An attempt and what it leaves behind."""
+
+    def __init__(self, header: dict[str, Any], blobs: list[bytes], emit: Emit | None) -> None:
+        self.header = header
+        self.blobs = iter(blobs)
+        self.resolve = resolver_of_worker(header["main"])
+        self.logs: list[dict[str, Any]] = []
+        self.emit = emit if emit is not None else self.logs.append
+        self.live: LiveRun | None = None
+        self.position = 0
+
+    def run(self) -> bytes:
+        """Run it; the outcome envelope."""
+        kind = "value"
+        with ExitStack() as stack:
+            if not is_origin(self.header["origin"]):  # a thread of the owner's process logs there anyway
+                stack.enter_context(captured(self.emit, self.header["levels"]))
+            try:
+                form, blob = self._packed(self._call())
+            except BaseException as error:  # whatever a task raises, sys.exit included, is its outcome
+                kind, (form, blob) = _kind(error), pack_error(error)
+        live = self.live
+        reported, files = ([], {}) if live is None else news(live, self.position)
+        outcome = {
+            "attempt": self.header["attempt"],
+            "kind": kind,
+            "form": form,
+            "logs": self.logs,
+            "news": reported,
+            "files": list(files),
+            "calls": {} if live is None else {call.hex(): number for call, number in live.calls_made().items()},
+            "main": names_of_main(self.header["main"]),
+        }
+        return join(outcome, [blob, *files.values()])
+
+    def _call(self) -> Any:
+        header = self.header
+        task = self._task()
+        # taken in order: the blobs stand as the header lists them
+        parameters = {name: self._value(form, f"argument {name!r}") for name, form in header["parameters"]}
+        history = [next(self.blobs) for _ in header["history"]["files"]]
+        with hydrated_context(header["context"], flow=self._flow(), task=task, parameters=parameters) as live:
+            self.live = live
+            if live is not None:
+                teach(live, header["history"]["records"], history, header["history"]["dropped"])
+                live.calls_made().update((bytes.fromhex(call), number) for call, number in header["calls"].items())
+                self.position = live.run.position
+            args, kwargs = task.parameters.call_arguments(parameters)
+            return _listed(finish(BlockingWaits().call(task.fn, *args, **kwargs)).unwrap())
+
+    def _task(self) -> Any:
+        described, form = self.header["task"]
+        if form is not None:
+            return load_definition(described, self._value(form, "the task's function"))
+        place = described["entrypoint"].rpartition(":")[0]
+        with _Importing(place):
+            return load_definition(described)
+
+    def _flow(self) -> Any:
+        """The flow itself where it stands in the task's module, which is loaded by now; else None."""
+        described = self.header["context"]["flow_run_context"].get("flow")
+        if not described or not described["entrypoint"]:
+            return None
+        place = described["entrypoint"].rpartition(":")[0]
+        if place != (self.header["task"][0]["entrypoint"] or "").rpartition(":")[0]:
+            return None
+        with _Importing(place):
+            return load_definition(described)
+
+    def _value(self, form: str, what: str) -> Any:
+        try:
+            return unpack(form, next(self.blobs), allow_pickle=True, resolve=self.resolve)
+        except SerializationError as problem:
+            name = self.header["task"][0]["name"]
+            raise SerializationError(f"{what} of task {name!r} cannot be rebuilt in the worker: {problem}") from problem
+
+    def _packed(self, value: Any) -> tuple[str, bytes]:
+        try:
+            return pack(value)
+        except NotEncodable as problem:
+            name = self.header["task"][0]["name"]
+            raise SerializationError(
+                f"the result of task {name!r} cannot come back from process {os.getpid()}: {problem.path}: "
+                f"{problem.reason}. Return what can be pickled, or write it to a file and return the path."
+            ) from None
+
+
+class _Importing(FlowRunContext):
+    """Current while a worker imports the module of a task: no flow or task may run then.
+
+    A script without ``if __name__ == "__main__":`` around what starts its flow would start it again in every
+    worker. Whatever a flow or task asks of its context says so."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, place: str) -> None:
+        ContextModel.__init__(self)
+        self.place = place
+
+    def _colour(self) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigurationError(
+            f"{self.place} starts a flow or task while a worker process imports it to find the task that it is to "
+            f'run. Put what starts it below `if __name__ == "__main__":`.'
+        )
+
+
+def _listed(value: Any) -> Any:
+    """A generator's items, as runs in threads keep them too; anything else as it is."""
+    if hasattr(value, "gi_frame"):
+        return list(value)
+    if hasattr(value, "ag_frame"):
+
+        async def items() -> list[Any]:
+            return [item async for item in value]
+
+        return run_coroutine(items())
+    return value
+
+
+def flush() -> None:
+    """Write out what the task printed: a worker may be killed at any moment from now on."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # closed, or none at all
+            continue

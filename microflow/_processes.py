@@ -1,0 +1,494 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes: started, driven, killed and replaced, without /dev/shm.
+
+Goal: one task at a time in each process; a process that dies takes that one with it and no other; one that is too
+slow is killed; none outlives the runner that started it, not even when the runner's process is killed.
+
+What does not work: ``ProcessPoolExecutor`` and everything of ``multiprocessing`` that has a lock or queue need
+/dev/shm, which AWS Lambda has not; one dead worker breaks the whole pool; its fork servers and trackers stay behind;
+and each of its children imports the main program, which starts its flow once more if it has no guard.
+
+The rule: a worker is a plain child with one socket. It reads a call, runs it, writes the outcome. How a worker is
+started is a *launcher*'s matter: from a *fork server* of our own, a single-threaded process that has the package
+imported and forks on request (the default), as a fresh interpreter (``spawn``), or by forking this process (``fork``:
+fast, and dangerous where other threads hold locks; only when asked for).
+
+Who notices a death: the driver waits for the socket *and* for the process (a pidfd), because a child that the task
+started may hold the socket open. A worker notices the death of its owner by the *life* pipe, whose writing end
+only the owner has, and ends at once, whatever its task does.
+
+Frames on the socket: one letter, eight bytes with a length, the data. ``R`` ready, ``X`` the initializer failed (an
+error), ``S`` the call has begun, ``L`` a log record, ``O`` the outcome; towards the worker only ``C``, a call.
+
+Known holes: processes that a killed task had started itself go on. Without ``os.pidfd_open`` (not Linux) a death
+behind a socket that is held open is noticed within a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._attempt import flush, run_envelope
+from ._envelope import here, join, pack_error, resolver_of_worker, split
+from .exceptions import NotTransferable, SerializationError, WorkerLost
+from .serializers import pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_HEAD = 9
+_CHUNK = 1 << 20
+_PACKAGE = __name__.rpartition(".")[0]
+#: how often a death is looked for where no pidfd tells of it, in seconds
+LOOK = 1.0
+#: how long a worker that was told to end may take
+GRACE = 5.0
+
+
+# --------------------------------------------------------------------------------------------------- the worker
+
+
+def _send(link: socket.socket, letter: bytes, data: bytes = b"") -> None:
+    link.sendall(letter + len(data).to_bytes(8, "big") + data)
+
+
+def _receive(link: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = link.recv(min(_CHUNK, size - len(data)))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+def work(link: socket.socket, life: int, initialize: bytes) -> None:
+    """The life of a worker process: calls until the owner hangs up. `initialize` is a packed function and its
+    arguments, or nothing."""
+    threading.Thread(target=_end_with_owner, args=(life,), daemon=True).start()
+    write_lock = threading.Lock()  # log records come from any thread
+
+    def emit(record: dict[str, Any]) -> None:
+        with write_lock:
+            _send(link, b"L", json.dumps(record).encode("ascii"))
+
+    try:
+        if initialize:
+            try:
+                _initializer(initialize)()
+            except Exception as error:  # the user's function: the owner tells whoever waits for this worker
+                form, data = pack_error(error)
+                _send(link, b"X", form.encode() + b"\0" + data)
+                return
+        _send(link, b"R")
+        while True:
+            head = _receive(link, _HEAD)
+            payload = _receive(link, int.from_bytes(head[1:], "big"))
+            _send(link, b"S")
+            outcome = run_envelope(payload, emit)
+            flush()
+            with write_lock:
+                _send(link, b"O", outcome)
+    except (EOFError, OSError, KeyboardInterrupt):  # the owner hung up, or Ctrl-C reached everybody while idle
+        pass
+
+
+def _end_with_owner(life: int) -> None:
+    os.read(life, 1)  # nothing is ever written
+    os._exit(1)
+
+
+def pack_initializer(fn: Callable[..., object] | None, args: tuple[Any, ...]) -> bytes:
+    """An initializer for :func:`work`. NotTransferable when it cannot be sent."""
+    if fn is None:
+        return b""
+    try:
+        form, data = pack(fn)
+        arguments_form, arguments = pack(args)
+    except SerializationError as problem:
+        raise NotTransferable(f"the initializer cannot be sent to worker processes: {problem}") from problem
+    return join({"forms": [form, arguments_form], "main": here()}, [data, arguments])
+
+
+def _initializer(packed: bytes) -> Callable[[], object]:
+    header, blobs = split(packed)
+    resolve = resolver_of_worker(header["main"])
+    fn, args = (
+        unpack(form, blob, allow_pickle=True, resolve=resolve)
+        for form, blob in zip(header["forms"], blobs, strict=True)
+    )
+    return lambda: fn(*args)
+
+
+def _start_anew(link: int, life: int) -> None:
+    """A fresh interpreter begins here (``spawn``)."""
+    with socket.socket(fileno=link) as connection:
+        size = int.from_bytes(_receive(connection, 8), "big")
+        work(connection, life, _receive(connection, size))
+    flush()
+    os._exit(0)
+
+
+def serve_forks(control: int, preload: list[str]) -> None:
+    """The fork server begins here: forks workers until its owner hangs up. Single-threaded, so that a fork is safe."""
+    for name in preload:
+        importlib.import_module(name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tasks
+    with socket.socket(fileno=control) as owner:
+        while True:
+            try:
+                request, passed, _, _ = socket.recv_fds(owner, 17, 2)
+                if not request:
+                    break
+                size = int.from_bytes(request[1:9], "big")
+                if request[:1] == b"F":
+                    initialize = _receive(owner, size)
+                    pid = os.fork()
+                    if pid == 0:
+                        owner.close()
+                        _live_as_fork(passed[0], passed[1], initialize)
+                    for each in passed:
+                        os.close(each)
+                    owner.sendall(pid.to_bytes(8, "big"))
+                else:  # a worker that ended or is about to: its place in the process table was kept until now
+                    _, status = os.waitpid(size, 0)
+                    owner.sendall(status.to_bytes(8, "big"))
+            except (OSError, EOFError):
+                break
+    os._exit(0)
+
+
+def _live_as_fork(link: int, life: int, initialize: bytes) -> None:
+    """The child of a fork: a worker, and nothing after that."""
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with socket.socket(fileno=link) as connection:
+            work(connection, life, initialize)
+        flush()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+# ------------------------------------------------------------------------------------------------- the launchers
+
+
+class Launcher(Protocol):
+    """Starts workers and says how they ended."""
+
+    def start(self, link: socket.socket, initialize: bytes) -> int:
+        """Start a worker on its end of a socket pair; gives its pid."""
+
+    def reap(self, pid: int) -> int:
+        """Wait for a worker that has ended, or is about to; gives its wait status."""
+
+    def close(self) -> None:
+        """End what the launcher itself has started."""
+
+
+class _LaunchedHere:
+    """What launchers have in common: the life pipe."""
+
+    def __init__(self) -> None:
+        # close-on-exec: nobody but the workers gets the reading end, and nobody but this process the writing end
+        self.life, self._life_end = os.pipe()
+
+    def close(self) -> None:
+        os.close(self._life_end)
+        os.close(self.life)
+
+
+def _interpreter(call: str, *passed: int) -> subprocess.Popen[bytes]:
+    """A fresh interpreter that calls a function of this module. It does not import the main program."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {_PACKAGE} import _processes; _processes.{call}"
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+    return subprocess.Popen([sys.executable, *flags, "-c", code], pass_fds=passed, stdin=subprocess.DEVNULL)
+
+
+class SpawnLauncher(_LaunchedHere):
+    """Each worker is a fresh interpreter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, link: socket.socket, initialize: bytes) -> int:
+        """See :class:`Launcher`."""
+        child = _interpreter(f"_start_anew({link.fileno()}, {self.life})", link.fileno(), self.life)
+        self._children[child.pid] = child
+        return child.pid
+
+    def reap(self, pid: int) -> int:
+        """See :class:`Launcher`."""
+        code = self._children.pop(pid).wait()
+        return -code if code < 0 else code << 8
+
+
+class ForkServerLauncher(_LaunchedHere):
+    """Workers are forked from a process that has everything imported."""
+
+    #: what workers need besides this module, to be imported once
+    preload: tuple[str, ...] = ("tasks", "flows")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()  # one request at a time; it lasts as long as a fork
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            names = [f"{_PACKAGE}.{name}" for name in self.preload]
+            self._server = _interpreter(f"serve_forks({theirs.fileno()}, {names!r})", theirs.fileno())
+
+    def _ask(self, request: bytes, passed: list[int], more: bytes = b"") -> int:
+        with self._lock:
+            try:
+                socket.send_fds(self._control, [request], passed)
+                self._control.sendall(more)
+                return int.from_bytes(_receive(self._control, 8), "big")
+            except (OSError, EOFError) as gone:
+                raise WorkerLost("the process that starts workers is gone") from gone
+
+    def start(self, link: socket.socket, initialize: bytes) -> int:
+        """See :class:`Launcher`."""
+        request = b"F" + len(initialize).to_bytes(8, "big")
+        return self._ask(request, [link.fileno(), self.life], initialize)
+
+    def reap(self, pid: int) -> int:
+        """See :class:`Launcher`."""
+        return self._ask(b"W" + pid.to_bytes(8, "big"), [])
+
+    def close(self) -> None:
+        """End the fork server."""
+        self._control.close()
+        self._server.wait()
+        super().close()
+
+
+class ForkLauncher(_LaunchedHere):
+    """Workers are forks of this process."""
+
+    def start(self, link: socket.socket, initialize: bytes) -> int:
+        """See :class:`Launcher`."""
+        pid = os.fork()
+        if pid == 0:
+            os.close(self._life_end)
+            for worker in list(_workers):  # their owner is the parent alone: each is to see it hang up
+                worker._link.close()
+            _forget_handlers()
+            _live_as_fork(os.dup(link.fileno()), self.life, initialize)
+        return pid
+
+    def reap(self, pid: int) -> int:
+        """See :class:`Launcher`."""
+        return os.waitpid(pid, 0)[1]
+
+
+def _forget_handlers() -> None:
+    """A fork has its parent's log handlers; what it logs is sent there instead."""
+    import logging  # loaded already
+
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            logger.handlers.clear()
+
+
+LAUNCHERS: dict[str, Callable[[], Launcher]] = {
+    "forkserver": ForkServerLauncher,
+    "spawn": SpawnLauncher,
+    "fork": ForkLauncher,
+}
+
+
+def default_start_method() -> str:
+    """Where descriptors can be passed on and processes forked, a fork server."""
+    return "forkserver" if hasattr(os, "fork") and hasattr(socket, "send_fds") else "spawn"
+
+
+# ----------------------------------------------------------------------------------------------- the owner's side
+
+
+class InitializerFailed(Exception):
+    """A worker's initializer raised; ``packed`` is its error."""
+
+    def __init__(self, packed: tuple[str, bytes]) -> None:
+        super().__init__("the initializer of a worker process raised")
+        self.packed = packed
+
+
+class AttemptTimedOut(Exception):
+    """The attempt took too long, and its process was killed."""
+
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+class Worker:
+    """A worker process as its owner sees it. One thread drives it at a time; :meth:`kill` is for any."""
+
+    def __init__(self, launcher: Launcher, initialize: bytes) -> None:
+        self._launcher = launcher
+        self._link, theirs = socket.socketpair()
+        _workers.add(self)
+        with theirs:
+            try:
+                self.pid = launcher.start(theirs, initialize)
+            except BaseException:
+                self._link.close()
+                raise
+        if isinstance(launcher, SpawnLauncher):
+            self._link.sendall(len(initialize).to_bytes(8, "big") + initialize)
+        self._watched = self._watch()
+        self._buffer = bytearray()
+        #: calls that were begun
+        self.calls = 0
+        #: why it was killed by us, if it was
+        self.killed_for: str | None = None
+        self._ended: int | None = None
+        # guards the moment between looking whether the process was reaped and killing it
+        self._lock = threading.Lock()
+
+    def _watch(self) -> int | None:
+        try:
+            return os.pidfd_open(self.pid)  # type: ignore[attr-defined,unused-ignore]  # Linux
+        except (AttributeError, OSError):
+            return None
+
+    # ------------------------------------------------------------------------------------------- frames
+
+    def _frame(self, deadline: float | None) -> tuple[bytes, bytes] | None:
+        """The next frame; None when the deadline passes. EOFError when the process has ended and said no more."""
+        dead = False
+        while True:
+            buffer = self._buffer
+            if len(buffer) >= _HEAD and len(buffer) >= (end := _HEAD + int.from_bytes(buffer[1:_HEAD], "big")):
+                letter, data = bytes(buffer[:1]), bytes(buffer[_HEAD:end])
+                del buffer[:end]
+                return letter, data
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            watch = [self._link.fileno()] + ([] if self._watched is None or dead else [self._watched])
+            patience = 0.0 if dead else left if self._watched is not None else min(LOOK, left or LOOK)
+            ready = _readable(watch, patience)
+            if self._link.fileno() in ready:
+                try:
+                    piece = self._link.recv(_CHUNK)
+                except ConnectionError:
+                    piece = b""
+                if not piece:
+                    raise EOFError
+                buffer += piece
+            elif dead:
+                raise EOFError
+            else:  # once more, for what it wrote last
+                dead = self._watched in ready or (self._watched is None and self._is_gone())
+
+    def _is_gone(self) -> bool:
+        try:
+            with open(f"/proc/{self.pid}/stat", encoding="ascii", errors="replace") as file:
+                return file.read().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return False
+
+    def wait_until_ready(self) -> None:
+        """Wait until the worker takes calls. InitializerFailed or WorkerLost when it never will."""
+        try:
+            frame = self._frame(None)
+        except EOFError:
+            raise WorkerLost(f"a worker process ended before it was ready: {self.end()}") from None
+        assert frame is not None
+        letter, data = frame
+        if letter == b"X":
+            self.end()
+            form, _, packed = data.partition(b"\0")
+            raise InitializerFailed((form.decode(), packed))
+
+    def call(self, payload: bytes, timeout: float | None, on_log: Callable[[dict[str, Any]], None]) -> bytes | None:
+        """Have one attempt run; its outcome envelope, or None when the process had ended before it began.
+
+        AttemptTimedOut after `timeout` seconds, WorkerLost when the process ends meanwhile; both leave the
+        worker dead. `on_log` is called in this thread with what the attempt logs."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        begun = False
+        try:
+            _send(self._link, b"C", payload)
+            while (frame := self._frame(deadline)) is not None:
+                letter, data = frame
+                if letter == b"S":
+                    begun = True
+                    self.calls += 1
+                elif letter == b"L":
+                    on_log(json.loads(data))
+                else:
+                    return data
+            self.kill("it took too long")
+            self.end()
+            raise AttemptTimedOut
+        except (EOFError, OSError):
+            how = self.end()
+            if not begun and self.killed_for is None:
+                return None
+            raise WorkerLost(f"worker process {self.pid} {how} while it ran the task") from None
+        except BaseException:  # an interrupt of this thread: the call is given up, and its process with it
+            self.kill("its owner was interrupted")
+            self.end()
+            raise
+
+    # ------------------------------------------------------------------------------------------------ ends
+
+    def kill(self, why: str) -> bool:
+        """Kill the process, from any thread; False when it has ended already."""
+        with self._lock:
+            if self._ended is not None:
+                return False
+            self.killed_for = why
+            os.kill(self.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            return True
+
+    def hang_up(self) -> None:
+        """Tell the process to end, without waiting for it."""
+        self._link.close()
+
+    def end(self, grace: float = GRACE) -> str:
+        """Hang up, see the process to its end, and say how it ended."""
+        self._link.close()
+        if self._watched is not None and not _readable([self._watched], grace):
+            self.kill("it did not end when it was told to")
+        with self._lock:
+            if self._ended is None:
+                self._ended = self._launcher.reap(self.pid)
+                if self._watched is not None:
+                    os.close(self._watched)
+                    self._watched = None
+        status = self._ended
+        if os.WIFSIGNALED(status):
+            return f"was killed by {_signal_name(os.WTERMSIG(status))}"
+        return f"exited with status {os.WEXITSTATUS(status)}"
+
+
+def _readable(descriptors: list[int], timeout: float | None) -> set[int]:
+    """Which descriptors can be read; ``select`` takes no number above 1023."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {ready for ready, _ in poll.poll(None if timeout is None else max(0.0, timeout * 1000))}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that run in other processes: they stand at the top level of a module, so that a worker finds them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import CancelledError
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microflow import flow, get_run_logger, task
+from microflow.context import FlowRunContext, TaskRunContext, current_tags
+from microflow.settings import current_settings
+from microflow.states import Completed
+
+SET_BY_INITIALIZER: list[object] = []
+VARIABLE: ContextVar[str] = ContextVar("variable", default="unset")
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Plain:
+    """What JSON cannot carry and pickle can."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class BadInit(Exception):
+    """Its ``__init__`` does not match its ``args``: pickle cannot rebuild it."""
+
+    def __init__(self, what: str, *, code: int) -> None:
+        super().__init__(f"{what} ({code})")
+        self.code = code
+
+
+class HoldsALock(Exception):
+    """An exception that cannot be pickled at all."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+@task
+def add(x, y=1):
+    return x + y
+
+
+@task
+async def add_async(x, y=1):
+    return x + y
+
+
+@task
+def pid(_=None):
+    return os.getpid()
+
+
+@task
+def length(things):
+    return len(things)
+
+
+@task
+def shift(point, plain):
+    return Point(point.x + 1, point.y + 1), Plain(plain.value)
+
+
+@task
+def spread(*args, **kwargs):
+    return args, kwargs
+
+
+@task
+def fail(text="no"):
+    raise ValueError(text)
+
+
+@task
+async def fail_async(text="no"):
+    raise RuntimeError(text)
+
+
+@task
+def raise_bad_init():
+    raise BadInit("bad", code=7)
+
+
+@task
+def raise_holding_a_lock():
+    raise HoldsALock("held")
+
+
+@task
+def return_a_lambda():
+    return lambda: None
+
+
+@task
+def exit_by_sys():
+    sys.exit(3)
+
+
+@task
+def exit_by_os():
+    os._exit(3)
+
+
+@task
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task
+def raise_cancelled():
+    raise CancelledError
+
+
+@task
+def seen_here():
+    """What is current in the task."""
+    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
+    assert task_context is not None
+    return {
+        "tags": sorted(current_tags()),
+        "run_tags": sorted(task_context.task_run.tags),
+        "task": task_context.task.name,
+        "task_run": task_context.task_run.id,
+        "state": task_context.task_run.state_name,
+        "run_count": task_context.task_run.run_count,
+        "flow": flow_context and flow_context.flow.name,
+        "flow_run": flow_context and flow_context.flow_run.id,
+        "flow_run_name": flow_context and flow_context.flow_run.name,
+        "parameters": flow_context and flow_context.parameters,
+        "retries": current_settings().default_task_retries,
+        "pid": os.getpid(),
+    }
+
+
+@task
+async def seen_here_async():
+    return seen_here.fn()
+
+
+@task
+def log_lines(*lines):
+    for line in lines:
+        get_run_logger().info("%s from %s", line, "here", extra={"own": line})
+    logging.getLogger("tests.quiet").debug("not wanted")
+
+
+@task
+def log_and_die():
+    get_run_logger().warning("last words")
+    os._exit(1)
+
+
+@task
+def log_in_thread():
+    thread = threading.Thread(target=logging.getLogger("tests.remote").warning, args=("from a thread",))
+    thread.start()
+    thread.join()
+
+
+@task
+def parent_of(number):
+    """Calls, submits and maps."""
+    direct = add(number, 1)
+    submitted = add.submit(direct, 1)
+    mapped = add.map([submitted, 10], 1)
+    return mapped.result()
+
+
+@task
+def parent_of_failure():
+    return fail("from the child")
+
+
+@task
+def parent_that_leaves_work():
+    add.submit(1, 2)
+
+
+@task
+def recurse(depth):
+    return 0 if depth == 0 else recurse.submit(depth - 1).result()
+
+
+@flow
+def subflow(x):
+    return add(x, 100)
+
+
+@task
+def call_subflow(x):
+    return subflow(x)
+
+
+@task
+def generated(number):
+    yield from range(number)
+
+
+@task
+def return_a_state():
+    return Completed(message="by hand", data=5)
+
+
+@task
+def sleep(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+@task(timeout_seconds=0.2)
+def too_slow(marker):
+    with open(marker, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(60)
+
+
+@task
+def fail_until(folder, attempts):
+    """Fails until it was called `attempts` times; a file for each call says so."""
+    made = len(list(Path(folder).iterdir()))
+    (Path(folder) / str(made)).touch()
+    add(made, 0)
+    if made + 1 < attempts:
+        raise ValueError(f"attempt {made + 1}")
+    return made + 1
+
+
+@task
+def touch_and_wait(started, go):
+    """Says that it runs and waits for a file."""
+    Path(started).write_text(str(os.getpid()))
+    while not Path(go).exists():
+        time.sleep(0.01)
+    return "went"
+
+
+@task
+def read_initializer():
+    return SET_BY_INITIALIZER
+
+
+def initialize(*args: object) -> None:
+    SET_BY_INITIALIZER.extend(args)
+
+
+def initialize_badly() -> None:
+    raise ValueError("no initializer")
+
+
+def add_to_path(path: str) -> None:
+    sys.path.append(path)
+
+
+@task
+def whole_path():
+    return sys.path
+
+
+@task
+def variable():
+    return VARIABLE.get()
+
+
+class Thing:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @task
+    def greet(self, other):
+        return f"{self.name} greets {other}"
+
+    @classmethod
+    def make(cls) -> Any:
+        return cls("made")

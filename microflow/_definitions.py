@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import copy
 import sys
-from hashlib import blake2b
 from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._arguments import Parameters, check_reserved
+from ._digests import blake2b
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping

@@ -25,15 +25,11 @@ from collections import OrderedDict
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
+from ._digests import blake2b
 from ._state_parts import Value
 from .exceptions import DamagedResult, SerializationError
 from .serializers import Serializer, get_serializer, serializer_from_json, serializer_to_json
 from .settings import current_settings
-
-try:
-    from _blake2 import blake2b  # hashlib has the same function, but loads OpenSSL first (3 ms)
-except ImportError:  # pragma: no cover
-    from hashlib import blake2b
 
 R = TypeVar("R")
 

@@ -22,12 +22,12 @@ calls are told apart by their order only. An edited function is the same call, w
 from __future__ import annotations
 
 import warnings
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ._arguments import find
 from ._boundary import check_boundary
+from ._digests import blake2b
 from .client.objects import FlowRun, FlowRunResult, TaskRun, TaskRunInput, TaskRunResult, new_run_id
 from .client.orchestration import current_client
 from .context import FlowRunContext, TaskRunContext, current_tags

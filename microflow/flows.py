@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, overload
 
 from ._definitions import Definition
+from ._digests import blake2b
 from ._plain_json import plain
 from .entrypoints import entrypoint_of, load_entrypoint
 from .exceptions import InvalidNameError, MissingFlowError
@@ -288,8 +289,6 @@ def _source_version(fn: Any) -> str | None:
     if not isinstance(path, str) or path.startswith("<"):
         return None
     if path not in _source_versions:
-        from hashlib import blake2b  # loaded by then, and of no use before
-
         try:
             with open(path, "rb") as file:
                 _source_versions[path] = blake2b(file.read(), digest_size=16).hexdigest()

@@ -67,14 +67,10 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from ._digests import blake2b
 from ._modules import class_name, module_name
 from ._tagged_json import MAX_BITS, MAX_DEPTH, NotEncodable, default_resolver, to_json
 from .exceptions import HashError, SerializationError
-
-try:
-    from _blake2 import blake2b  # hashlib has the same function, but loads OpenSSL first (3 ms)
-except ImportError:  # pragma: no cover
-    from hashlib import blake2b
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

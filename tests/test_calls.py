@@ -19,7 +19,7 @@ from microflow.client.orchestration import current_client
 from microflow.context import FlowRunContext, TaskRunContext
 from microflow.flow_runs import rerun
 from microflow.futures import RunFuture
-from microflow.states import Completed, Failed, Pending, State, Value
+from microflow.states import Completed, Failed, Pending, Running, State, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +54,7 @@ def in_a_run(of: Any = main) -> Iterator[FlowRunContext]:
     client = current_client()
     run = client.new_flow_run(of)
     live = client.start(run, of, {}, Pending(), own=True)
+    live.propose(Running())
     live.flow_run.id = UUID(int=7)
     with FlowRunContext(of, live.flow_run, live, client, of.task_runner, {}) as context:
         yield context

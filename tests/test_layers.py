@@ -33,6 +33,7 @@ FLOORS: dict[str, float] = {
     "_files": 0,
     "_strict_json": 0,
     "_modules": 0,
+    "_digests": 0,
     "_waits": 0,
     "_state_parts": 0,
     "settings": 0.1,

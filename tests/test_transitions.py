@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,8 @@ from microflow.transitions import (
     row_of,
     task_verdict,
 )
+
+from . import diagram
 
 PAST = datetime.now(timezone.utc) - timedelta(hours=1)
 FUTURE = datetime.now(timezone.utc) + timedelta(hours=1)
@@ -156,3 +159,28 @@ def test_where_we_differ_from_the_reference_on_purpose():
 def test_a_task_run_moves_as_its_engine_says_until_it_has_ended():
     for row in (None, *(State(kind) for kind in StateType if kind not in TERMINAL_STATES)):
         assert {task_verdict(row, State(kind)) for kind in StateType} == {"A"}
+
+
+# ------------------------------------------------------------------------------------------------ the picture
+
+
+def test_the_readme_shows_the_table_as_it_is():
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"```mermaid\n{diagram.mermaid()}```\n" in readme
+
+
+def test_the_picture_has_an_arrow_for_every_accepted_transition_and_none_for_a_refused_one():
+    lines = [line.strip().partition(":")[0] for line in diagram.mermaid().splitlines() if "-->" in line]
+    drawn = {tuple(line.split(" --> ")) for line in lines}
+    from_the_box = {target for source, target in drawn if source == "unfinished"}
+    shown = {(source, target) for source, target in drawn if source in diagram.COLUMNS and target in diagram.COLUMNS}
+    shown |= {(source, target) for source in diagram.UNFINISHED for target in from_the_box}
+    leads = {
+        (row, cell[2:] if cell.startswith("R:") else column)
+        for (row, column), cell in FLOW_TRANSITIONS.items()
+        if "-" not in row and row != "NONE" and (cell in "AFO" or cell.startswith("R:"))
+    }
+    assert shown == leads
+    first = {target for source, target in drawn if source == "[*]"}
+    assert first == {column for column in COLUMNS if FLOW_TRANSITIONS["NONE", column] == "A"} - set(FINAL)
+    assert {source for source, target in drawn if target == "[*]"} == set(FINAL)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .states import StateType
 
 D = TypeVar("D", bound="Definition")
+H = TypeVar("H", bound="Callable[..., Any]")
 
 _COROUTINE, _ASYNC_GENERATOR, _GENERATOR = 0x80, 0x200, 0x20  # flags of code objects, see the inspect module
 
@@ -149,19 +150,19 @@ class Definition:
                 raise TypeError(f"Expected callables in '{option}'; got {type(hook).__name__} instead.")
         return listed
 
-    def _hook(self, option: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def _hook(self, option: str, fn: H) -> H:
         self.hooks.setdefault(self.hook_types[option], []).extend(self._listed_hooks(option, [fn]))
         return fn
 
-    def on_completion(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def on_completion(self, fn: H) -> H:
         """Decorate a function to be called with this object, the run and its state after a run completed."""
         return self._hook("on_completion", fn)
 
-    def on_failure(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def on_failure(self, fn: H) -> H:
         """Decorate a function to be called likewise after a run failed for good."""
         return self._hook("on_failure", fn)
 
-    def on_running(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def on_running(self, fn: H) -> H:
         """Decorate a function to be called likewise each time a run enters RUNNING."""
         return self._hook("on_running", fn)
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)  # see tasks
 T = TypeVar("T")
+H = TypeVar("H", bound="Callable[..., Any]")
 
 _FORBIDDEN = "/%&><"
 
@@ -85,7 +87,7 @@ _EMPTY_COUNTS = frozenset(
 )
 
 
-class Flow(Definition, Generic[P, R]):
+class Flow(Definition, Generic[P, R_co]):
     """A function whose calls are flow runs. A call made while another flow runs is a subflow."""
 
     hook_types = {  # noqa: RUF012 - never changed
@@ -96,7 +98,7 @@ class Flow(Definition, Generic[P, R]):
         "on_running": StateType.RUNNING,
     }
 
-    def __init__(self, fn: Callable[P, R], **options: Unpack[FlowOptions]) -> None:
+    def __init__(self, fn: Callable[P, R_co], **options: Unpack[FlowOptions]) -> None:
         name = options.get("name")
         if name and not isinstance(name, str):
             hint = " Perhaps you meant to call it?" if callable(name) else ""
@@ -139,7 +141,7 @@ class Flow(Definition, Generic[P, R]):
     def _run_name_option(self) -> Any:
         return self.flow_run_name
 
-    def with_options(self, **options: Unpack[FlowOptions]) -> Flow[P, R]:
+    def with_options(self, **options: Unpack[FlowOptions]) -> Flow[P, R_co]:
         """A new flow over the same function with some options replaced; this one stays as it is.
 
         None keeps the old option, but for what a run inherits from around it (``log_prints``, ``persist_result``,
@@ -154,15 +156,17 @@ class Flow(Definition, Generic[P, R]):
     if TYPE_CHECKING:  # what binding a method does to its type; at run time it is the Definition's
 
         @overload
-        def __get__(self, instance: None, owner: type | None = None) -> Flow[P, R]: ...
+        def __get__(self, instance: None, owner: type | None = None) -> Flow[P, R_co]: ...
         @overload
-        def __get__(self: Flow[Concatenate[Any, Q], R], instance: object, owner: type | None = None) -> Flow[Q, R]: ...
+        def __get__(
+            self: Flow[Concatenate[Any, Q], R_co], instance: object, owner: type | None = None
+        ) -> Flow[Q, R_co]: ...
         def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
 
     @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     @overload
-    def __call__(self, *args: Any, return_state: Literal[False] = ..., wait_for: Any, **kwargs: Any) -> R: ...
+    def __call__(self, *args: Any, return_state: Literal[False] = ..., wait_for: Any, **kwargs: Any) -> R_co: ...
     @overload
     def __call__(
         self: Flow[P, Coroutine[Any, Any, T]],
@@ -172,7 +176,7 @@ class Flow(Definition, Generic[P, R]):
         **kwargs: Any,
     ) -> Coroutine[Any, Any, State[T]]: ...
     @overload
-    def __call__(self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any) -> State[R]: ...
+    def __call__(self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any) -> State[R_co]: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the flow: its result, or its final state with `return_state`. A coroutine flow gives a coroutine.
@@ -261,11 +265,11 @@ class Flow(Definition, Generic[P, R]):
         """The hooks for runs that enter RUNNING."""
         return self.hooks.setdefault(StateType.RUNNING, [])
 
-    def on_cancellation(self, fn: Callable[..., T]) -> Callable[..., T]:
+    def on_cancellation(self, fn: H) -> H:
         """Decorate a function to be called with flow, flow run and state when a run was asked to stop."""
         return self._hook("on_cancellation", fn)
 
-    def on_crashed(self, fn: Callable[..., T]) -> Callable[..., T]:
+    def on_crashed(self, fn: H) -> H:
         """Decorate a function to be called likewise after a run was interrupted."""
         return self._hook("on_crashed", fn)
 

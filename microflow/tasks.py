@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
+# covariant: a task that gives a coroutine is a task that gives something to await, for every type checker
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
+H = TypeVar("H", bound="Callable[..., Any]")
 
 # attributes that stand as their option was given, so that with_options also keeps what was assigned to them. What
 # follows from several options (`cache_policy`, `persist_result`) is derived again from what was given.
@@ -60,7 +63,7 @@ _MIRRORED = (
 )
 
 
-class Task(Definition, Generic[P, R]):
+class Task(Definition, Generic[P, R_co]):
     """A function whose calls are task runs: recorded, retried, and handed back in a re-execution.
 
     Call it to run it here, ``submit`` it to run it in the flow's task runner, ``map`` it over iterables."""
@@ -71,7 +74,7 @@ class Task(Definition, Generic[P, R]):
         "on_running": StateType.RUNNING,
     }
 
-    def __init__(self, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
+    def __init__(self, fn: Callable[P, R_co], **options: Unpack[TaskOptions]) -> None:
         given: Any = {name: value for name, value in options.items() if value is not NotSet}
         super().__init__(fn, given, TaskOptions.__annotations__)
         self.tags = options_of.set_of_tags(given.get("tags"))
@@ -145,7 +148,7 @@ class Task(Definition, Generic[P, R]):
         assets = import_module(".assets", __package__)  # only programs with assets load it
         return [assets.Asset(dep) if isinstance(dep, str) else dep for dep in self._asset_deps]
 
-    def with_options(self, **options: Unpack[TaskOptions]) -> Task[P, R]:
+    def with_options(self, **options: Unpack[TaskOptions]) -> Task[P, R_co]:
         """A new task over the same function with some options replaced; this one stays as it is.
 
         An empty name, description, version, hook list or collection of tags or assets, and None for `cache_key_fn`,
@@ -159,12 +162,12 @@ class Task(Definition, Generic[P, R]):
 
     # ----------------------------------------------------------------------------------------------- hooks
 
-    def on_commit(self, fn: Callable[..., T]) -> Callable[..., T]:
+    def on_commit(self, fn: H) -> H:
         """Decorate a function to be called with the transaction when the work of a run is committed."""
         self.on_commit_hooks += self._listed_hooks("on_commit", [fn])
         return fn
 
-    def on_rollback(self, fn: Callable[..., T]) -> Callable[..., T]:
+    def on_rollback(self, fn: H) -> H:
         """Decorate a function to be called with the transaction when the work of a run is rolled back."""
         self.on_rollback_hooks += self._listed_hooks("on_rollback", [fn])
         return fn
@@ -174,15 +177,17 @@ class Task(Definition, Generic[P, R]):
     if TYPE_CHECKING:  # what binding a method does to its type; at run time it is the Definition's
 
         @overload
-        def __get__(self, instance: None, owner: type | None = None) -> Task[P, R]: ...
+        def __get__(self, instance: None, owner: type | None = None) -> Task[P, R_co]: ...
         @overload
-        def __get__(self: Task[Concatenate[Any, Q], R], instance: object, owner: type | None = None) -> Task[Q, R]: ...
+        def __get__(
+            self: Task[Concatenate[Any, Q], R_co], instance: object, owner: type | None = None
+        ) -> Task[Q, R_co]: ...
         def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
 
     @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     @overload
-    def __call__(self, *args: Any, return_state: Literal[False] = ..., wait_for: Any, **kwargs: Any) -> R: ...
+    def __call__(self, *args: Any, return_state: Literal[False] = ..., wait_for: Any, **kwargs: Any) -> R_co: ...
     @overload
     def __call__(
         self: Task[P, Coroutine[Any, Any, T]],
@@ -192,7 +197,7 @@ class Task(Definition, Generic[P, R]):
         **kwargs: Any,
     ) -> Coroutine[Any, Any, State[T]]: ...
     @overload
-    def __call__(self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any) -> State[R]: ...
+    def __call__(self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any) -> State[R_co]: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task here and now: its result, or its final state with `return_state`.
@@ -210,14 +215,14 @@ class Task(Definition, Generic[P, R]):
     ) -> ConcurrentFuture[T]: ...
     @overload
     def submit(
-        self: Task[P, R], *args: Any, return_state: Literal[False] = ..., **kwargs: Any
-    ) -> ConcurrentFuture[R]: ...
+        self: Task[P, R_co], *args: Any, return_state: Literal[False] = ..., **kwargs: Any
+    ) -> ConcurrentFuture[R_co]: ...
     @overload
     def submit(
         self: Task[P, Coroutine[Any, Any, T]], *args: Any, return_state: Literal[True], **kwargs: Any
     ) -> State[T]: ...
     @overload
-    def submit(self: Task[P, R], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[R]: ...
+    def submit(self: Task[P, R_co], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[R_co]: ...
 
     def submit(
         self, *args: Any, return_state: bool = False, wait_for: Iterable[RunFuture[Any]] | None = None, **kwargs: Any
@@ -236,13 +241,13 @@ class Task(Definition, Generic[P, R]):
         self: Task[P, Coroutine[Any, Any, T]], *args: Any, return_state: Literal[True], **kwargs: Any
     ) -> list[State[T]]: ...
     @overload
-    def map(self: Task[P, R], *args: Any, return_state: Literal[True], **kwargs: Any) -> list[State[R]]: ...
+    def map(self: Task[P, R_co], *args: Any, return_state: Literal[True], **kwargs: Any) -> list[State[R_co]]: ...
     @overload
     def map(
         self: Task[P, Coroutine[Any, Any, T]], *args: Any, return_state: Literal[False] = ..., **kwargs: Any
     ) -> FutureList[T]: ...
     @overload
-    def map(self: Task[P, R], *args: Any, return_state: Literal[False] = ..., **kwargs: Any) -> FutureList[R]: ...
+    def map(self: Task[P, R_co], *args: Any, return_state: Literal[False] = ..., **kwargs: Any) -> FutureList[R_co]: ...
 
     def map(
         self,
@@ -271,8 +276,25 @@ class Task(Definition, Generic[P, R]):
 
     # ---------------------------------------------------------------------------------------------- deferring
 
+    @overload
     def apply_async(
-        self: Task[P, Any],
+        self: Task[P, Coroutine[Any, Any, T]],
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        wait_for: Iterable[RunFuture[Any]] | None = None,
+        dependencies: dict[str, set[TaskRunInput]] | None = None,
+    ) -> DistributedFuture[T]: ...
+    @overload
+    def apply_async(
+        self: Task[P, T],
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        wait_for: Iterable[RunFuture[Any]] | None = None,
+        dependencies: dict[str, set[TaskRunInput]] | None = None,
+    ) -> DistributedFuture[T]: ...
+
+    def apply_async(
+        self,
         args: Iterable[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         wait_for: Iterable[RunFuture[Any]] | None = None,
@@ -290,7 +312,7 @@ class Task(Definition, Generic[P, R]):
         self: Task[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> DistributedFuture[T]: ...
     @overload
-    def delay(self: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> DistributedFuture[R]: ...
+    def delay(self: Task[P, R_co], *args: P.args, **kwargs: P.kwargs) -> DistributedFuture[R_co]: ...
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
         """:meth:`apply_async` with the arguments as in a call. `wait_for` and `return_state` are no arguments here."""

@@ -267,9 +267,9 @@ class ResultStore:
 
     def supports_isolation_level(self, level: IsolationLevel) -> bool:
         """Whether transactions of that level can be had: SERIALIZABLE needs a lock manager."""
-        if not isinstance(level, IsolationLevel):
+        if level not in list(IsolationLevel):
             raise ValueError(f"{level!r} is not an isolation level; they are {', '.join(IsolationLevel.__members__)}")
-        return level is IsolationLevel.READ_COMMITTED or self.lock_manager is not None
+        return level == IsolationLevel.READ_COMMITTED or self.lock_manager is not None
 
     def acquire_lock(self, key: str, holder: str | None = None, timeout: float | None = None) -> bool:
         """Lock `key`; says whether that worked within `timeout` seconds. ConfigurationError without lock manager."""

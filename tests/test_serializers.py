@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import os
 import pickle
 import subprocess
@@ -15,7 +16,18 @@ from typing import Any
 import pytest
 
 from microflow.exceptions import SerializationError
-from microflow.serializers import NotEncodable, default_resolver, pack, unpack
+from microflow.serializers import (
+    CompressedSerializer,
+    NotEncodable,
+    Serializer,
+    UnknownSerializer,
+    default_resolver,
+    get_serializer,
+    pack,
+    serializer_from_json,
+    serializer_to_json,
+    unpack,
+)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -145,6 +157,85 @@ def test_the_resolver_finds_the_classes_of_a_pickle_too():
     assert again == Custom(1)
     with pytest.raises(SerializationError, match="is not imported"):
         unpack("pickle", data, allow_pickle=True, resolve=default_resolver)
+
+
+# ------------------------------------------------------------------------------------------------ by name
+
+
+@pytest.mark.parametrize("name", ["auto", "json", "pickle", "compressed", "compressed/json", "compressed/pickle"])
+def test_a_serializer_is_found_by_its_name_and_carries_values(name):
+    serializer = get_serializer(name)
+    assert get_serializer(serializer) is serializer
+    assert serializer.type == name
+    value = {"a": (1, b"x"), 2: Color.RED}
+    assert serializer.loads(serializer.dumps(value)) == value
+    assert serializer_from_json(json.loads(json.dumps(serializer_to_json(serializer)))) == serializer
+
+
+def test_only_json_refuses_what_only_pickle_carries():
+    for name in ("auto", "pickle", "compressed", "compressed/pickle"):
+        assert get_serializer(name).loads(get_serializer(name).dumps(Custom(1))) == Custom(1)
+    for name in ("json", "compressed/json"):
+        with pytest.raises(SerializationError, match="Custom"):
+            get_serializer(name).dumps(Custom(1))
+
+
+@pytest.mark.parametrize("name", ["auto", "pickle", "compressed", "compressed/pickle"])
+def test_data_of_others_is_read_but_no_pickle_in_it_is_opened(name):
+    serializer = get_serializer(name)
+    with pytest.raises(SerializationError, match="others could have written it"):
+        serializer.loads_untrusted(serializer.dumps(Explosive()))
+    if "pickle" not in name:
+        assert serializer.loads_untrusted(serializer.dumps((1, 2))) == (1, 2)
+
+
+@pytest.mark.parametrize("library", ["zlib", "bz2", "lzma"])
+def test_compressing_makes_large_values_small(library):
+    serializer = CompressedSerializer(compressionlib=library)
+    data = serializer.dumps(["x"] * 10_000)
+    assert len(data) < 1_000
+    assert serializer.loads(data) == ["x"] * 10_000
+    again = serializer_from_json(serializer_to_json(serializer))
+    assert again == serializer
+    with pytest.raises(SerializationError, match=library):
+        serializer.loads(b"no such data")
+
+
+def test_what_cannot_be_is_refused_where_it_is_said():
+    with pytest.raises(ValueError, match=r"no serializer 'cbor'; known are auto, json"):
+        get_serializer("cbor")
+    with pytest.raises(ValueError, match="compressionlib is one of zlib, bz2, lzma, not 'os'"):
+        CompressedSerializer(compressionlib="os")
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [{"type": "cbor"}, {}, None, 5, [], {"type": 5}, "cbor", {"type": "compressed", "compressionlib": "os"}],
+)
+def test_what_is_recorded_of_an_unknown_serializer_stands_for_it_and_does_nothing(recorded):
+    serializer = serializer_from_json(recorded)
+    assert isinstance(serializer, UnknownSerializer)
+    for use in (serializer.loads, serializer.loads_untrusted, serializer.dumps):
+        with pytest.raises(SerializationError):
+            use(b"1")
+
+
+def test_a_serializer_of_the_users_own_has_a_name_and_is_not_asked_to_read_data_of_others():
+    class Upper(Serializer):
+        type = "upper"
+
+        def dumps(self, obj):
+            return obj.upper().encode()
+
+        def loads(self, blob):
+            return blob.decode()
+
+    try:
+        assert get_serializer("upper").loads(get_serializer("upper").dumps("a")) == "A"
+        with pytest.raises(SerializationError, match="Upper"):
+            get_serializer("upper").loads_untrusted(b"A")
+    finally:
+        del Serializer._by_name["upper"]
 
 
 def test_importing_serializers_loads_nothing_heavy():

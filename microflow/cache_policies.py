@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from .exceptions import HashError
 from .hashing import stable_hash
@@ -174,7 +176,8 @@ class _None(CachePolicy):
 
 @dataclass
 class TaskSource(CachePolicy):
-    """The source of the task's function counts, or its byte code where there is none. What it calls does not."""
+    """The source of the task's function counts, or its byte code where there is none, and what a partial function
+    brings. What the function calls or refers to outside of itself does not."""
 
     def compute_key(
         self,
@@ -184,7 +187,12 @@ class TaskSource(CachePolicy):
         **kwargs: Any,
     ) -> str | None:
         """The hash of the source; None outside of runs."""
-        return None if task_ctx is None else stable_hash(_source_of(task_ctx.task))
+        if task_ctx is None:
+            return None
+        try:
+            return stable_hash(_source_of(task_ctx.task), "the partial function's")
+        except HashError as error:
+            raise _no_key("the function of the task", error) from error
 
 
 @dataclass
@@ -254,26 +262,46 @@ def _hash_of_named(values: dict[str, Any], kind: str) -> str:
         try:
             hashes[name] = stable_hash(value, name)
         except HashError as error:
-            raise ValueError(
-                f"no cache key: the {kind} {name!r} cannot be counted. {error}. This happens with objects that cannot "
-                f"be cached, such as locks and connections: leave it out (INPUTS - {name!r}), make the key with a "
-                f"custom cache_key_fn, or use cache_policy=NO_CACHE."
-            ) from error
+            raise _no_key(f"the {kind} {name!r}", error) from error
     return stable_hash(hashes)
 
 
-def _source_of(task: Any) -> str:
-    source = getattr(task, "source_code", None)
-    if source is not None:
-        return str(source)
-    import inspect  # 11 ms: only for tasks that are cached, once their key is made
+def _no_key(what: str, error: HashError) -> ValueError:
+    return ValueError(
+        f"no cache key: {what} cannot be counted. {error}. This happens with objects that cannot be cached, such as "
+        f"locks and connections: leave an argument out (INPUTS - 'name'), make the key with a custom cache_key_fn, or "
+        f"use cache_policy=NO_CACHE."
+    )
 
-    for thing in (task.fn, type(task.fn)):
+
+# by function: to read a source anew for each call would be most of the price of a key
+_sources: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def _source_of(task: Any) -> Any:
+    """The source of a function; for a partial one, with the arguments that it brings: they are no inputs."""
+    fn, brought = task.fn, []
+    while isinstance(fn, partial):
+        brought.append([fn.args, fn.keywords])
+        fn = fn.func
+    try:
+        source = _sources.get(fn)
+        if source is None:
+            source = _sources[fn] = _read_source(fn)
+    except TypeError:  # a callable object that cannot be hashed, or not be referred to weakly
+        source = _read_source(fn)
+    return [source, brought] if brought else source
+
+
+def _read_source(fn: Any) -> str:
+    import inspect  # 11 ms: only for tasks that are cached
+
+    for thing in (fn, type(fn)):
         try:
             return inspect.getsource(thing)
         except (TypeError, OSError, IndentationError):
             continue
-    return str(task.code_digest())
+    return stable_hash(getattr(fn, "__code__", type(fn)))
 
 
 INPUTS = Inputs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,10 +95,26 @@ def test_a_callable_without_source_counts_by_its_class_or_its_code():
     class Callable:
         def __call__(self) -> None: ...
 
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]
+        __slots__ = ()
+
+        def __call__(self) -> None: ...
+
     made: dict[str, Any] = {}
     exec("def a(): return 1\ndef b(): return 2", made)
-    tasks = [task(Callable()), task(made["a"]), task(made["b"])]
-    assert len({key(TASK_SOURCE, ctx=context(each)) for each in tasks}) == 3
+    tasks = [task(Callable()), task(Unhashable()), task(made["a"]), task(made["b"])]
+    assert len({key(TASK_SOURCE, ctx=context(each)) for each in tasks}) == 4
+
+
+def test_a_partial_function_counts_with_what_it_brings():
+    def scaled(factor: int, x: int) -> int:
+        return factor * x
+
+    keys = [key(TASK_SOURCE, ctx=context(task(partial(scaled, factor)))) for factor in (2, 3, 2)]
+    assert keys[0] == keys[2] != keys[1]
+    with pytest.raises(ValueError, match="the function of the task cannot be counted"):
+        key(TASK_SOURCE, ctx=context(task(partial(scaled, threading.Lock()))))
 
 
 def test_flow_parameters_count_and_outside_of_flows_there_are_none():

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from ._boundary import check_after_wait
 from ._deadlocks import blocking, needs
 from ._waits import slot_given_back
 
@@ -143,7 +144,9 @@ def _as_completed(
 
 
 def wait(futures: Iterable[RunFuture[R]], timeout: float | None = None) -> DoneAndNotDoneFutures:
-    """Wait until all are done or `timeout` seconds have passed; never raises for a failed run or the timeout."""
+    """Wait until all are done or `timeout` seconds have passed; never raises for a failed run or the timeout.
+
+    Pause is raised when the current flow run is to be suspended."""
     check_timeout(timeout)
     distinct = _distinct(futures)
     done: set[RunFuture[Any]] = set()
@@ -151,4 +154,5 @@ def wait(futures: Iterable[RunFuture[R]], timeout: float | None = None) -> DoneA
         done.update(_as_completed(distinct, timeout, needs_all=True))
     except WaitTimeout:
         done.update(future for future in distinct if future._final_state is not None)
+        check_after_wait(timed_out=True)
     return DoneAndNotDoneFutures(done, set(distinct) - done)

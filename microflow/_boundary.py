@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from ._waits import now_us, to_us
 from .client.news import News
 from .client.requests import expire
+from .context import FlowRunContext
 from .exceptions import Abort, MicroflowSignal, Pause
 from .transitions import is_expired
 
 if TYPE_CHECKING:
     from ._waits import Waits
     from .client.live import LiveRun
-    from .context import FlowRunContext
     from .states import State
 
 
@@ -53,6 +53,20 @@ def check_boundary(context: FlowRunContext) -> None:
     signal = stop_signal(context.live) or callers_signal(context)
     if signal is not None:
         raise signal
+
+
+def check_after_wait(timed_out: bool) -> None:
+    """Raise what ends the body of the current run, if it was asked to stop while it waited: in place of what the wait
+    came to. Only a wait that came to nothing takes the time to look into the log."""
+    context = FlowRunContext.get()
+    if context is None:
+        return
+    if timed_out:
+        context.live.refresh()
+    state = context.flow_run.state
+    # a hook may wait as well, and its run has ended
+    if (timed_out or state is None or not state.is_running()) and not (state is not None and state.is_final()):
+        check_boundary(context)
 
 
 def is_held(state: State[Any] | None) -> bool:

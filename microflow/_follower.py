@@ -43,13 +43,14 @@ OWNER_CHECK = 1.0  # seconds between two looks whether an owner is alive
 class _Followed:
     """One run that somebody follows."""
 
-    __slots__ = ("count", "dead", "next_check", "owner", "position", "run_id", "size", "unreadable")
+    __slots__ = ("count", "dead", "next_check", "owner", "position", "run_id", "size", "strong", "unreadable")
 
     def __init__(self, run_id: str, position: int) -> None:
         self.run_id = run_id
         self.position = position  # everything before it was published
         self.size = -1  # of the log at the last look
         self.count = 0  # how many follow
+        self.strong = 0  # how many of them keep the process from ending
         self.owner: str | None = None
         self.next_check = 0.0
         self.dead: str | None = None  # the owner whose death was published
@@ -76,11 +77,11 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # of the present thread
 
-    def follow(self, run_id: str, position: int) -> Following:
+    def follow(self, run_id: str, position: int, weak: bool = False) -> Following:
         """See ``Store.follow``."""
-        return Following(self, run_id, position)
+        return Following(self, run_id, position, weak)
 
-    def enter(self, run_id: str, position: int) -> None:
+    def enter(self, run_id: str, position: int, weak: bool) -> None:
         with self._mutex:
             if self._thread is None:
                 stop = threading.Event()
@@ -89,13 +90,15 @@ class Follower:
                 self._thread, self._stop = thread, stop
             followed = self._followed.setdefault(run_id, _Followed(run_id, position))
             followed.count += 1
+            followed.strong += not weak
             followed.position = min(followed.position, position)
             followed.size = -1
 
-    def leave(self, run_id: str) -> None:
+    def leave(self, run_id: str, weak: bool) -> None:
         with self._mutex:
             followed = self._followed[run_id]
             followed.count -= 1
+            followed.strong -= not weak
             if not followed.count:
                 del self._followed[run_id]
             if self._followed:
@@ -110,6 +113,8 @@ class Follower:
         while not stop.wait(pause):
             with self._mutex:
                 followed = [] if stop.is_set() else list(self._followed.values())
+            if not threading.main_thread().is_alive() and not any(each.strong for each in followed):
+                return  # the program has ended, and nobody blocks until something comes
             news = False
             for each in followed:
                 try:
@@ -167,15 +172,16 @@ class Follower:
 class Following:
     """``with``: as long as the block runs, the run is followed."""
 
-    __slots__ = ("_follower", "_position", "_run_id")
+    __slots__ = ("_follower", "_position", "_run_id", "_weak")
 
-    def __init__(self, follower: Follower, run_id: str, position: int) -> None:
+    def __init__(self, follower: Follower, run_id: str, position: int, weak: bool) -> None:
         self._follower = follower
         self._run_id = run_id
         self._position = position
+        self._weak = weak
 
     def __enter__(self) -> None:
-        self._follower.enter(self._run_id, self._position)
+        self._follower.enter(self._run_id, self._position, self._weak)
 
     def __exit__(self, *error: object) -> None:
-        self._follower.leave(self._run_id)
+        self._follower.leave(self._run_id, self._weak)

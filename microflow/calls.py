@@ -32,14 +32,15 @@ from .client.objects import FlowRun, FlowRunResult, TaskRun, TaskRunInput, TaskR
 from .client.orchestration import current_client
 from .context import FlowRunContext, TaskRunContext, current_tags
 from .exceptions import MicroflowException
-from .futures import RunFuture
+from .futures import FlowRunFuture, RunFuture
 from .hashing import fingerprint
 from .states import State, StateType, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .client.live import LiveRun, MemoryTasks
+    from .client.live import LiveRun
+    from .client.memory import MemoryTasks
     from .tasks import Task
 
 #: how many upstream runs are recorded for a parameter
@@ -176,7 +177,9 @@ def upstreams(value: Any) -> list[TaskRunInput]:
     :data:`MOST_UPSTREAMS`, because a call is recorded in one line."""
     upstreams: dict[TaskRunInput, None] = {}
     for found in find(value, (RunFuture, State))[:MOST_UPSTREAMS]:
-        if isinstance(found, RunFuture):
+        if isinstance(found, FlowRunFuture):
+            upstreams[FlowRunResult(id=found.flow_run_id)] = None
+        elif isinstance(found, RunFuture):
             upstreams[TaskRunResult(id=found.task_run_id)] = None
         elif found.state_details.task_run_id is not None:
             upstreams[TaskRunResult(id=found.state_details.task_run_id)] = None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from uuid import UUID
 
 from ._arguments import StopVisiting, allow_failure, find, opaque, quote, visit_collection
@@ -23,20 +23,20 @@ from ._arrivals import DoneAndNotDoneFutures as DoneAndNotDoneFutures
 from ._arrivals import WaitTimeout, check_timeout
 from ._arrivals import as_completed as as_completed
 from ._arrivals import wait as wait
+from ._boundary import check_after_wait
 from ._deadlocks import Job, One, blocking
 from ._tagged_json import add_tag
-from ._waits import completion_of, slot_given_back
+from ._waits import AsyncioWaits, BlockingWaits, Waits, completion_of, finish, slot_given_back
 from .client.objects import FlowRun, TaskRun
 from .client.orchestration import current_client
-from .exceptions import MicroflowException, UpstreamTaskError
+from .exceptions import MicroflowException, ObjectNotFound, UpstreamTaskError
 from .logging import get_logger
 from .states import Cancelled, Pending, State
+from .task_runs import FlowRunWatch, TaskRunWatch, Watch, call_contained, end_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from concurrent.futures import Future
-
-    from ._waits import Waits
 
 R = TypeVar("R")
 
@@ -137,8 +137,7 @@ class ConcurrentFuture(WrappedFuture[R]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the run is done or `timeout` seconds have passed; never raises for either."""
-        if self._final_state is None:
-            self._wait(timeout)
+        check_after_wait(self._final_state is None and not self._wait(timeout))
 
     def _wait(self, timeout: float | None) -> bool:
         wrapped = self._wrapped_future
@@ -156,7 +155,9 @@ class ConcurrentFuture(WrappedFuture[R]):
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
         """The result of the run. A task that was interrupted raises CrashedRun, so that a ``sys.exit()`` in
         a task does not end the flow's process."""
-        if self._final_state is None and not self._wait(timeout):
+        timed_out = self._final_state is None and not self._wait(timeout)
+        check_after_wait(timed_out)
+        if timed_out:
             raise TimeoutError(f"Task run {self._task_run_id} did not complete within {timeout} seconds")
         state = self._final_state
         if state is None:
@@ -165,60 +166,82 @@ class ConcurrentFuture(WrappedFuture[R]):
         return state.read_result(raise_on_failure)
 
 
-class DistributedFuture(TaskRunFuture[R]):
-    """A handle on a deferred task run, which any process may run. Holds nothing but the id of the run: futures of one
-    run are equal, and may be pickled and passed to other runs."""
+class _StoredFuture(RunFuture[R]):
+    """A handle on a run that any process may run. Holds nothing but the id of the run: futures of one run are equal,
+    and may be pickled and passed to other runs."""
+
+    _watch: ClassVar[type[Watch]]
+    _kind: ClassVar[str]
+
+    def _read(self) -> State[Any] | None:
+        """The present state, as the run's log has it; ObjectNotFound when there is no such run."""
+        raise NotImplementedError
 
     @property
     def state(self) -> State[R]:
-        """The present state, as the run's log has it."""
-        return self._final_state or self._look() or Pending()
+        """The present state, as the run's log has it; of a run that nobody recorded, Pending."""
+        if self._final_state is not None:
+            return self._final_state
+        try:
+            return self._read() or Pending()
+        except ObjectNotFound:
+            return Pending()
 
-    def _look(self) -> State[R] | None:
-        state = current_client().read_task_run(self._task_run_id).state
-        if state is not None and (state.is_final() or state.is_not_ready()):
-            self._final_state = state
-        return state
+    async def _wait(self, waits: Waits, timeout: float | None) -> None:
+        if self._final_state is None:
+            if self._read() is None:
+                raise RuntimeError(f"{self._kind} {self._task_run_id} has no state, so it was not started yet")
+            self._final_state = await end_of(self._watch, self._task_run_id, waits, timeout)
+        check_after_wait(self._final_state is None)
+
+    async def _result(self, waits: Waits, timeout: float | None, raise_on_failure: bool) -> R:
+        await self._wait(waits, timeout)
+        if self._final_state is None:
+            raise TimeoutError(f"{self._kind} {self._task_run_id} did not complete within {timeout} seconds")
+        return self._final_state.read_result(raise_on_failure)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the run has ended or `timeout` seconds have passed; ObjectNotFound when there is no such run."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._look()
-        if self._final_state is not None or timeout == 0:
-            return
-        store, run_id, news = current_client().store, str(self._task_run_id), threading.Event()
-        end = store.bus.subscribe_log(run_id, lambda _: news.set())
-        try:
-            with slot_given_back(), store.follow(run_id):
-                while self._look() is not None and self._final_state is None:
-                    if not news.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
-                        return
-                    news.clear()
-        finally:
-            end()
+        finish(self._wait(BlockingWaits(), timeout))
+
+    async def wait_async(self, timeout: float | None = None) -> None:
+        """:meth:`wait` on the running loop."""
+        await self._wait(AsyncioWaits(), timeout)
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
-        """Wait, then the result, as it was kept in the run's log; MissingResult when it was not."""
-        self.wait(timeout)
-        if self._final_state is None:
-            raise TimeoutError(f"Task run {self._task_run_id} did not complete within {timeout} seconds")
-        return self._final_state.read_result(raise_on_failure)
+        """Wait, then the result, as it was kept in the run's log; MissingResult when it was not. TimeoutError when
+        the run has not ended after `timeout` seconds."""
+        return finish(self._result(BlockingWaits(), timeout, raise_on_failure))
+
+    async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """:meth:`result` on the running loop."""
+        return await self._result(AsyncioWaits(), timeout, raise_on_failure)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """Wait on the running event loop, then the result."""
+        return self.result_async().__await__()
 
     def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
-        """Call `fn` with this future once the run has ended, in the thread that hears of it."""
-        ended: list[Callable[[], None]] = []
+        """Call `fn` with this future once the run has ended, in the thread that ends it or hears of its end; here when
+        it has ended already. ObjectNotFound when there is no such run."""
+        name = f"{self._kind.lower()} {self._task_run_id}"
+        begun = False
 
-        def look(_: object) -> None:
-            self._look()
-            if self._final_state is not None and ended:
-                ended.pop()()
-                fn(self)
+        def call(state: State[Any] | None) -> None:
+            if self._final_state is None:
+                self._final_state = state
+            call_contained(lambda: fn(self), name, BaseException if begun else Exception)
 
-        ended.append(current_client().store.bus.subscribe_log(str(self._task_run_id), look))
-        look(None)
+        if self._final_state is None:
+            self._read()
+            self._watch(self._task_run_id, call, weak=True).begin()
+        else:
+            call(self._final_state)
+        begun = True
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DistributedFuture) and self._task_run_id == other._task_run_id
+        same_kind = isinstance(other, _StoredFuture) and type(other) is type(self)
+        return same_kind and self._task_run_id == other._task_run_id  # type: ignore[attr-defined]  # a future
 
     def __hash__(self) -> int:
         return hash(self._task_run_id)
@@ -227,7 +250,41 @@ class DistributedFuture(TaskRunFuture[R]):
         return type(self), (self._task_run_id,)
 
 
+class DistributedFuture(_StoredFuture[R], TaskRunFuture[R]):
+    """A handle on a task run that any process may run: what ``delay`` and ``apply_async`` return. One for any other
+    recorded task run can be made from its id."""
+
+    _watch = TaskRunWatch
+    _kind = "Task run"
+
+    def _read(self) -> State[Any] | None:
+        return current_client().read_task_run(self._task_run_id).state
+
+
+class FlowRunFuture(_StoredFuture[R]):
+    """A handle on a flow run, of whatever process."""
+
+    _watch = FlowRunWatch
+    _kind = "Flow run"
+
+    def __init__(self, flow_run_id: UUID) -> None:
+        super().__init__(flow_run_id)
+
+    @property
+    def flow_run_id(self) -> UUID:
+        """The id of the flow run."""
+        return self._task_run_id
+
+    def _read(self) -> State[Any] | None:
+        return current_client().read_flow_run(self._task_run_id).state
+
+    async def aresult(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """:meth:`result` on the running loop."""
+        return await self.result_async(timeout, raise_on_failure)
+
+
 add_tag("future", DistributedFuture, lambda future: str(future.task_run_id), lambda run: DistributedFuture(UUID(run)))
+add_tag("flow_future", FlowRunFuture, lambda future: str(future.flow_run_id), lambda run: FlowRunFuture(UUID(run)))
 
 
 class FutureList(list[RunFuture[R]]):
@@ -338,4 +395,5 @@ PrefectTaskRunFuture = TaskRunFuture
 PrefectWrappedFuture = WrappedFuture
 PrefectConcurrentFuture = ConcurrentFuture
 PrefectDistributedFuture = DistributedFuture
+PrefectFlowRunFuture = FlowRunFuture
 PrefectFutureList = FutureList

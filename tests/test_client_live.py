@@ -12,9 +12,11 @@ import pytest
 
 from microflow import flow
 from microflow.client import live as live_module
-from microflow.client.live import Answer, LiveRun, MemoryTasks
+from microflow.client.live import Answer, LiveRun
+from microflow.client.memory import MemoryTasks
 from microflow.client.objects import TaskRun, TaskRunResult
 from microflow.client.orchestration import SyncClient
+from microflow.events import Bus
 from microflow.exceptions import Fenced, NoSpace
 from microflow.states import (
     AwaitingRetry,
@@ -574,7 +576,7 @@ def test_what_an_earlier_execution_recorded_of_a_call_is_found_by_its_id(client)
 
 
 def test_task_runs_outside_of_flows_are_kept_in_memory_with_their_states():
-    tasks, task_run = MemoryTasks(), new_task()
+    tasks, task_run = MemoryTasks(Bus()), new_task()
     tasks.propose_task(task_run, [Pending(), Running()])
     tasks.propose_task(task_run, [Completed()])
     tasks.sync()
@@ -585,7 +587,7 @@ def test_task_runs_outside_of_flows_are_kept_in_memory_with_their_states():
 
 def test_only_the_latest_task_runs_outside_of_flows_are_kept(monkeypatch):
     monkeypatch.setattr(MemoryTasks, "LIMIT", 3)
-    tasks, runs = MemoryTasks(), [new_task() for _ in range(5)]
+    tasks, runs = MemoryTasks(Bus()), [new_task() for _ in range(5)]
     tasks.create_tasks([(run, Pending(), None) for run in runs])
     assert [tasks.find(run.id) is not None for run in runs] == [False, False, True, True, True]
     assert tasks.states(runs[0].id) == []

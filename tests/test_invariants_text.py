@@ -38,7 +38,7 @@ STATE_SETTERS = {
     "task_runners._Submission.record_cancelled": "a run that no engine ever had",
     "task_runners.PooledTaskRunner._submit_all": "the creation of runs that no engine has yet",
     "tasks.Task.create_run": "the creation of a run that no engine has yet",
-    "client.live.MemoryTasks.create_tasks": "is propose_task, many times",
+    "client.memory.MemoryTasks.create_tasks": "is propose_task, many times",
     "client.orchestration.SyncClient.set_flow_run_state": "an operator's or another process's word",
 }
 APPENDERS = {

@@ -38,7 +38,8 @@ from ..states import Pending, Scheduled, State, StateType
 from ..stores import FileStore, MemoryStore, Store
 from .deferred import carried_by, first_line
 from .fold import Run, state_record
-from .live import Answer, LiveRun, MemoryTasks
+from .live import Answer, LiveRun
+from .memory import MemoryTasks
 from .objects import FINAL, FlowRun, TaskRun, new_run_id, random_name, sort_key
 from .requests import cancel, resume, suspend, why_not_restartable
 
@@ -61,7 +62,7 @@ class SyncClient:
         self.store = store
         self.keep_results = keep_results
         #: task runs outside of flows
-        self.tasks = MemoryTasks()
+        self.tasks = MemoryTasks(store.bus)
         #: the runs that this process owns
         self.owned: dict[str, LiveRun] = {}
 
@@ -346,7 +347,7 @@ class SyncClient:
         here = self.tasks.find(key)
         if here is not None:
             return copy.copy(here)
-        for run in self._logs_of(key, flow_run_id):
+        for run in self.logs_of(key, flow_run_id):
             return run.seen_task(str(key), run.seen(self.is_alive(run)))
         raise ObjectNotFound(f"no task run has the id {task_run_id} in {self.store.location}")
 
@@ -357,11 +358,12 @@ class SyncClient:
         key = UUID(str(task_run_id))
         if self.tasks.find(key) is not None:
             return self.tasks.states(key)
-        for run in self._logs_of(key, flow_run_id):
+        for run in self.logs_of(key, flow_run_id):
             return run.task_states(str(key), rolled_back=True)
         raise ObjectNotFound(f"no task run has the id {task_run_id} in {self.store.location}")
 
-    def _logs_of(self, task_run_id: UUID, flow_run_id: UUID | str | None) -> Iterable[Run]:
+    def logs_of(self, task_run_id: UUID, flow_run_id: UUID | str | None) -> Iterable[Run]:
+        """The logs that hold a task run, most likely ones first; without `flow_run_id` every log may be read."""
         first = [run_id for run_id, live in list(self.owned.items()) if task_run_id in live.live]
         if flow_run_id is None:
             try:  # a deferred run has a log of its own

@@ -54,9 +54,10 @@ def current_flow_run(what: str) -> FlowRunContext:
 
 
 async def pause_here(
-    context: FlowRunContext, waits: Waits, timeout: float | None, key: str | None
-) -> State[Any] | None:
-    """Pause the run until it is resumed; gives the state of the pause, None when it was passed before."""
+    context: FlowRunContext, waits: Waits, timeout: float | None, key: str | None, asks_for: Any = None
+) -> State[Any]:
+    """Pause the run until it is resumed; gives the state of the pause, not entered when it was passed before.
+    `asks_for` is the class of the input that the pause asks for."""
     live = context.live
     number = context.count_pause()
     key = key or number
@@ -64,12 +65,12 @@ async def pause_here(
         while True:
             limit = None if timeout is None else to_datetime(now_us() + int(timeout * 1e6))
             paused: State[Any] = Paused(pause_expiration_time=limit, pause_key=key)
-            answer = pause(live, paused, [])
+            answer = pause(live, paused, question_of(asks_for, paused))
             if answer.accepted:
                 break
             _check_can_pause(context, answer, "paused")
             if not is_held(answer.state):
-                return None
+                return paused
             await _next_news(context, waits, news, None)
         logger = flow_run_logger(context.flow_run)
         logger.info("Pausing flow, execution will continue when this flow run is resumed.")
@@ -131,8 +132,38 @@ def _check_can_pause(context: FlowRunContext, answer: Answer, what: str) -> None
     raise RuntimeError(f"Flow run cannot be {what}: {answer.reason}.")
 
 
-def suspend_here(context: FlowRunContext, timeout: float | None, key: str | None) -> None:
-    """Suspend the current run: raises Pause, or returns when this suspension was passed before."""
+def question_of(asks_for: Any, paused: State[Any]) -> list[dict[str, Any]]:
+    """What stands in the line of a pause that asks for input."""
+    if asks_for is None:
+        return []
+    from .input import question  # 12 ms: only for pauses that ask for something
+
+    return question(asks_for, paused)
+
+
+def input_class(wait_for_input: Any) -> Any:
+    """The class of the input that a pause asks for; None for none. Made before anything is recorded."""
+    if wait_for_input is None:
+        return None
+    from .input import run_input_subclass_from_type  # as above
+
+    return run_input_subclass_from_type(wait_for_input)
+
+
+def answered(context: FlowRunContext, asks_for: Any, paused: State[Any]) -> Any:
+    """What the pause was answered. Raises what the class has against it."""
+    if asks_for is None:
+        return None
+    from .input import answer  # as above
+
+    context.live.refresh()
+    return answer(asks_for, context.live.run, paused)
+
+
+def suspend_here(
+    context: FlowRunContext, timeout: float | None, key: str | None, asks_for: Any = None
+) -> State[Any]:
+    """Suspend the current run: raises Pause, or gives the state, not entered, when this was passed before."""
     task_context = TaskRunContext.get()
     if task_context is not None and task_context.task_run.flow_run_id == context.flow_run.id:
         raise RuntimeError("Cannot suspend task runs.")
@@ -140,12 +171,12 @@ def suspend_here(context: FlowRunContext, timeout: float | None, key: str | None
     number = context.count_pause()
     check_restartable(context)
     state: State[Any] = Suspended(timeout_seconds=timeout, pause_key=key or number)
-    answer = suspend(live, state, [])
+    answer = suspend(live, state, question_of(asks_for, state))
     if not answer.accepted:
         _check_can_pause(context, answer, "suspended")
         if is_held(answer.state):
             raise RuntimeError(f"Flow run cannot be suspended: {answer.reason}.")
-        return
+        return state
     flow_run_logger(context.flow_run).info("Suspending flow run, execution will be rescheduled when it is resumed.")
     raise Pause(f"flow run {context.flow_run.name!r} is suspended", state=answer.state)
 

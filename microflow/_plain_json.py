@@ -19,6 +19,8 @@ from uuid import UUID
 MAX_DEPTH = 100
 """How deep containers may stand in each other. What contains itself is deeper than that."""
 
+MAX_BITS = 2048  # of an int: Python refuses to read more than 4,300 digits, or 640 if told so
+
 
 def plain(value: Any, *, strict: bool = False) -> Any:
     """The value in plain JSON. What JSON cannot carry is ``"<TypeName>"``, or with `strict` a ValueError."""
@@ -41,6 +43,8 @@ class _Walk:
         if isinstance(value, Enum):
             value = value.value
         if value is None or isinstance(value, (bool, int, str)):
+            if isinstance(value, int) and value.bit_length() > MAX_BITS:
+                raise ValueError(f"an int of {value.bit_length()} bits is too long")
             return value
         if isinstance(value, float):
             if not math.isfinite(value):

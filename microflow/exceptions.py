@@ -189,6 +189,10 @@ class ObjectNotFound(MicroflowException):
     """No run, task run or deployment has this id."""
 
 
+class ObjectAlreadyExists(MicroflowException):
+    """Something has this key already, and is not replaced."""
+
+
 class AmbiguousRunId(MicroflowException):
     """A shortened run id fits several runs."""
 

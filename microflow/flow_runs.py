@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ._pausing import check_timeout, current_flow_run, pause_here, suspend_here
+from ._pausing import answered, check_timeout, current_flow_run, input_class, pause_here, question_of, suspend_here
 from ._waits import AsyncioWaits, BlockingWaits, choose_async, dual, finish
 from .client.orchestration import SyncClient, current_client
 from .client.waiting import until_final
@@ -45,9 +45,11 @@ def pause_flow_run(
 
     Callable in a flow, a subflow (only that is paused) or a task (its flow run is paused). FlowPauseTimeout is raised
     here when nobody resumed it within `timeout` seconds (None: no limit); uncaught it fails the run, without a retry.
+    With `wait_for_input`, a type (a ``RunInput`` subclass, ``int``, a dataclass, a model …), the resume has to bring
+    what fits it, and that is returned here; what the class itself refuses is raised here, and may be asked for again.
     A pause whose `key` was passed before in this attempt returns at once; the default key is the number of the
     pause in the attempt. A resume arrives by itself: `poll_interval` is accepted and not needed."""
-    body = _pause(timeout, key)
+    body = _pause(wait_for_input, timeout, key)
     return body(AsyncioWaits()) if choose_async(_sync) else finish(body(BlockingWaits()))
 
 
@@ -55,14 +57,16 @@ async def apause_flow_run(
     wait_for_input: Any = None, timeout: float | None = 3600, poll_interval: float = 10, key: str | None = None
 ) -> Any:
     """The coroutine form of :func:`pause_flow_run`."""
-    return await _pause(timeout, key)(AsyncioWaits())
+    return await _pause(wait_for_input, timeout, key)(AsyncioWaits())
 
 
-def _pause(timeout: float | None, key: str | None) -> Any:
+def _pause(wait_for_input: Any, timeout: float | None, key: str | None) -> Any:
     check_timeout(timeout)
+    asks_for = input_class(wait_for_input)
 
     async def body(waits: Waits) -> Any:
-        await pause_here(current_flow_run("paused"), waits, timeout, key)
+        context = current_flow_run("paused")
+        return answered(context, asks_for, await pause_here(context, waits, timeout, key, asks_for))
 
     return body
 
@@ -86,7 +90,7 @@ def suspend_flow_run(
     a task, in a subflow, and when the flow could not be imported or its parameters not be rebuilt by another
     process."""
     check_timeout(timeout)
-    return dual(lambda: _suspend(flow_run_id, timeout, key), _sync)
+    return dual(lambda: _suspend(wait_for_input, flow_run_id, timeout, key), _sync)
 
 
 async def asuspend_flow_run(
@@ -98,15 +102,17 @@ async def asuspend_flow_run(
 ) -> Any:
     """The coroutine form of :func:`suspend_flow_run`."""
     check_timeout(timeout)
-    return _suspend(flow_run_id, timeout, key)
+    return _suspend(wait_for_input, flow_run_id, timeout, key)
 
 
-def _suspend(flow_run_id: UUID | str | None, timeout: float | None, key: str | None) -> None:
+def _suspend(wait_for_input: Any, flow_run_id: UUID | str | None, timeout: float | None, key: str | None) -> Any:
+    asks_for = input_class(wait_for_input)
     if flow_run_id is None:
-        suspend_here(current_flow_run("suspended"), timeout, key)
-    else:
-        state: State[Any] = Suspended(timeout_seconds=timeout, pause_key=key or os.urandom(16).hex())
-        current_client().suspend_flow_run(flow_run_id, state)
+        context = current_flow_run("suspended")
+        return answered(context, asks_for, suspend_here(context, timeout, key, asks_for))
+    state: State[Any] = Suspended(timeout_seconds=timeout, pause_key=key or os.urandom(16).hex())
+    current_client().suspend_flow_run(flow_run_id, state, question_of(asks_for, state))
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ resume

@@ -18,6 +18,7 @@ release  ``handed_back``: how many ended calls this claim handed back without ru
 task     ``run`` (its id) ``name`` ``task`` (key) ``version`` ``source`` (digest of its code) ``tags`` ``inputs``
          ``policy`` ``child`` (the flow run that a subflow's tracking run stands for)
 state    ``run`` (absent: the flow run) ``type`` ``name`` ``message`` ``at`` (µs) ``details`` ``result``
+input    ``key`` ``value`` ``at`` (µs) ``sender`` ``pause`` (it ends with the attempt) ``deleted``, see ``inputs``
 rename   ``run`` (absent: the flow run) ``name``
 note     ``run`` ``what`` ``at`` (µs), and more of what happened: see ``log``. Changes no state
 ======== ===================================================================================================
@@ -192,6 +193,8 @@ class Run:
         self.tasks: dict[str, TaskHistory] = {}
         #: calls that failed or were rolled back before an operator's claim: run again instead of handed back
         self.dropped: set[str] = set()
+        #: the records of the run's inputs by their key, the oldest first
+        self.inputs: dict[str, dict[str, Any]] = {}
         #: the pauses that this attempt has passed or stands in; one whose key is known does not pause again
         self.pause_keys: set[str] = set()
         #: the notes about assets, in order
@@ -277,7 +280,8 @@ class Run:
         """Make `state` the flow run's, in the fold and in the live run alike (invariant I4)."""
         before, key = self.flow_run.state, state.state_details.pause_key
         if state.name == "AwaitingRetry" or (before is not None and before.is_final() and not state.is_final()):
-            self.pause_keys.clear()  # a new attempt pauses again where the last one did
+            self.pause_keys.clear()  # a new attempt pauses again where the last one did, and asks anew
+            self.inputs = {key: body for key, body in self.inputs.items() if "pause" not in body}
         elif state.is_paused() and key is not None:
             self.pause_keys.add(key)
         self.flow_run.enter(state)
@@ -289,6 +293,11 @@ class Run:
             self.tasks[data["run"]] = TaskHistory(data, self.flow_run.run_count)
         else:  # recorded once more, after an interrupt, or for another child
             history.created = data
+
+    def _input(self, data: dict[str, Any], record: Record | None) -> None:
+        self.inputs.pop(data["key"], None)  # what is given again counts from now
+        if "deleted" not in data:
+            self.inputs[data["key"]] = data
 
     def _rename(self, data: dict[str, Any], record: Record) -> None:
         if "run" not in data:
@@ -315,6 +324,7 @@ class Run:
         "state": _state,
         "task": _task,
         "rename": _rename,
+        "input": _input,
         "note": _note,
     }
 

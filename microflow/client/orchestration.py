@@ -38,6 +38,7 @@ from ..states import Pending, Scheduled, State, StateType
 from ..stores import FileStore, MemoryStore, Store
 from .deferred import carried_by, first_line
 from .fold import Run, state_record
+from .inputs import answer_records
 from .live import Answer, LiveRun
 from .memory import MemoryTasks
 from .objects import FINAL, FlowRun, TaskRun, new_run_id, random_name, sort_key
@@ -423,15 +424,15 @@ class SyncClient:
         if run_input is not None and not isinstance(run_input, dict):
             raise TypeError(f"run_input must be a dict, got {type(run_input).__name__}")
         with self.addressed(flow_run_id) as live:
-            resume(live, self._works, lambda state: [], why_not_restartable)
+            resume(live, self._works, lambda paused: answer_records(live.run, paused, run_input), why_not_restartable)
 
-    def suspend_flow_run(self, flow_run_id: UUID | str, state: State[Any]) -> None:
-        """Ask a running run to leave its process at the next boundary; `state` is the Suspended to propose. Without
-        effect when it is suspended already, RuntimeError when it does not run or could not be run again."""
+    def suspend_flow_run(self, flow_run_id: UUID | str, state: State[Any], inputs: Iterable[Any] = ()) -> None:
+        """Ask a running run to leave at the next boundary: propose `state`, a Suspended, beside `inputs`, what it asks.
+        Without effect when it is suspended already, RuntimeError when it does not run or could not be run again."""
         with self.addressed(flow_run_id) as live:
             reason = why_not_restartable(live)
             if reason is None:
-                answer = suspend(live, state, [])
+                answer = suspend(live, state, list(inputs))
                 if answer.accepted or (answer.state is not None and answer.state.is_running()):
                     return  # one whose key is known was passed before
                 reason = answer.reason
@@ -553,9 +554,9 @@ class Client:
         """See :meth:`SyncClient.resume_flow_run`."""
         self._client.resume_flow_run(flow_run_id, run_input)
 
-    async def suspend_flow_run(self, flow_run_id: UUID | str, state: State[Any]) -> None:
+    async def suspend_flow_run(self, flow_run_id: UUID | str, state: State[Any], inputs: Iterable[Any] = ()) -> None:
         """See :meth:`SyncClient.suspend_flow_run`."""
-        self._client.suspend_flow_run(flow_run_id, state)
+        self._client.suspend_flow_run(flow_run_id, state, inputs)
 
     async def cancel_flow_run(self, flow_run_id: UUID | str) -> State[Any]:
         """See :meth:`SyncClient.cancel_flow_run`."""

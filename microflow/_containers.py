@@ -321,6 +321,12 @@ def contains_special(values: Iterable[object]) -> bool:
     return not _SCALARS.issuperset(map(type, values))
 
 
+def members_of(value: object) -> list[Any]:
+    """What stands directly in a value; nothing for what is not looked into."""
+    shape = _shape_of(value)
+    return [] if shape is None else shape.members(value)
+
+
 def find(expr: Any, kinds: type | tuple[type, ...] | Callable[[Any], bool]) -> list[Any]:
     """All objects of some classes (or that a predicate accepts) in nested containers, each once, in order.
 

@@ -260,9 +260,16 @@ class BaseTaskRunEngine(Generic[R]):
         if terminal is result:
             terminal.state_details.returned_state = True
         await self._set_final_state(terminal)
+        self._link(result)
         # the state's own copy, in which a generator is a list
         self._value = terminal.data if isinstance(terminal.data, Value) and terminal is not result else Value(result)
         return result
+
+    def _link(self, result: Any) -> None:
+        """Let calls that are given the result be recorded as depending on this run."""
+        context = self._call.flow_context if self._call is not None else None
+        if context is not None and self.task_run is not None:
+            context.links.add(result, self.task_run.id)
 
     async def _handle_exception(self, error: Exception) -> None:
         if await settle(self.handle_retry(error)):

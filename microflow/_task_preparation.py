@@ -27,7 +27,7 @@ async def prepare(engine: BaseTaskRunEngine[Any]) -> bool:
         return False
     parameters = engine.parameters
     try:
-        if any(task_run.task_inputs.values()):
+        if call.waits:
             record_pending(engine)
         if contains_special(parameters.values()):  # plain numbers and texts hold no futures
             for name, value in parameters.items():

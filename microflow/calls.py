@@ -39,6 +39,7 @@ from .states import State, StateType, Value
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._links import Links
     from .client.live import LiveRun
     from .client.memory import MemoryTasks
     from .tasks import Task
@@ -54,9 +55,9 @@ class Call:
 
     ``ended`` is the final state to hand back; ``again`` says that the log has the run, but not its end.
     ``on_early_end`` is called with a final state that is recorded while the function still runs (it is late, and
-    nothing can stop it), in a thread of its own."""
+    nothing can stop it), in a thread of its own. ``waits`` says that it has to wait for other runs."""
 
-    __slots__ = ("again", "ended", "flow_context", "on_early_end", "recorder", "task_run")
+    __slots__ = ("again", "ended", "flow_context", "on_early_end", "recorder", "task_run", "waits")
 
     def __init__(
         self,
@@ -65,12 +66,14 @@ class Call:
         flow_context: FlowRunContext | None,
         ended: State[Any] | None = None,
         again: bool = False,
+        waits: bool = False,
     ) -> None:
         self.task_run = task_run
         self.recorder = recorder
         self.flow_context = flow_context
         self.ended = ended
         self.again = again
+        self.waits = waits
         self.on_early_end: Callable[[State[Any]], None] | None = None
 
 
@@ -84,19 +87,19 @@ def new_call(
     """The call that the current run makes now, in the thread and at the moment where the user makes it.
 
     TimeIsUp when the time of the task that calls has run out: it could not be interrupted until now."""
-    flow_context, run_id, inputs = _place(task, parameters, wait_for, dependencies, task_run_id)
+    flow_context, run_id, inputs, waits = _place(task, parameters, wait_for, dependencies, task_run_id)
     if flow_context is None:
         task_run = _new_task_run(task, run_id, task.name, None, inputs)
-        return Call(task_run, current_client().tasks, None)
+        return Call(task_run, current_client().tasks, None, waits=waits)
     flow_run, live = flow_context.flow_run, flow_context.live
     ended, again = earlier_end(live, run_id, task.name, task.source_digest)
     if ended is not None or again:
         task_run = live.run.task_run(str(run_id))
         if ended is not None:
             task_run.state = ended
-        return Call(task_run, live, flow_context, ended, again)
+        return Call(task_run, live, flow_context, ended, again, waits)
     task_run = _new_task_run(task, run_id, f"{task.name}-{run_id.hex[:3]}", flow_run, inputs)
-    return Call(task_run, live, flow_context)
+    return Call(task_run, live, flow_context, waits=waits)
 
 
 def deferred_call(
@@ -108,7 +111,7 @@ def deferred_call(
 ) -> TaskRun:
     """The task run that the current run defers now. In a flow its id follows from the call, as any call's does: a flow
     that is run again does not defer it a second time."""
-    flow_context, run_id, inputs = _place(task, parameters, wait_for, dependencies, task_run_id, b"deferred ")
+    flow_context, run_id, inputs, _ = _place(task, parameters, wait_for, dependencies, task_run_id, b"deferred ")
     if flow_context is None:
         return _new_task_run(task, run_id, task.name, None, inputs)
     return _new_task_run(task, run_id, f"{task.name}-{run_id.hex[:3]}", flow_context.flow_run, inputs)
@@ -121,16 +124,18 @@ def _place(
     dependencies: dict[str, set[TaskRunInput]] | None,
     run_id: UUID | None,
     kind: bytes = b"",
-) -> tuple[FlowRunContext | None, UUID, dict[str, list[TaskRunInput]]]:
-    """Where a call is made: the flow run, the call's id there (`run_id` if given), and what it depends on."""
+) -> tuple[FlowRunContext | None, UUID, dict[str, list[TaskRunInput]], bool]:
+    """Where a call is made: the flow run, the call's id there (`run_id` if given), what it depends on, and whether it
+    has to wait for that."""
     flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
     if task_context is not None and task_context.limit is not None:
         task_context.limit.check()
     inputs = _inputs(parameters, wait_for, dependencies)
+    waits = any(inputs.values())
     if flow_context is None:
         if task_context is not None:
             inputs["__parents__"] = [TaskRunResult(id=task_context.task_run.id)]
-        return None, run_id or new_run_id(), inputs
+        return None, run_id or new_run_id(), inputs, waits
     flow_run = flow_context.flow_run
     if flow_context.parent is not None or flow_run.state_type is not StateType.RUNNING:
         check_boundary(flow_context)
@@ -138,7 +143,21 @@ def _place(
     if task_context is not None and task_context.task_run.flow_run_id == parent:
         parent = task_context.task_run.id
         inputs["__parents__"] = [TaskRunResult(id=parent)]
-    return flow_context, run_id or _call_id(task, parameters, flow_context.live, parent, kind), inputs
+    if flow_context.links:
+        _add_sources(inputs, parameters, flow_context.links)
+    return flow_context, run_id or _call_id(task, parameters, flow_context.live, parent, kind), inputs, waits
+
+
+def _add_sources(inputs: dict[str, list[TaskRunInput]], parameters: dict[str, Any], links: Links) -> None:
+    """Add the runs that plain values came from, and those that are between two values that they yield as parents."""
+    for name, value in parameters.items():
+        sources = links.sources_in(value)
+        if sources:
+            inputs[name] = list(dict.fromkeys([*inputs[name], *sources]))[:MOST_UPSTREAMS]
+    if links.has_live:
+        parents = [each for each in map(links.live_parent, parameters.values()) if each is not None]
+        if parents:
+            inputs["__parents__"] = list(dict.fromkeys([*inputs.get("__parents__", ()), *parents]))
 
 
 def _new_task_run(
@@ -160,7 +179,9 @@ def _new_task_run(
 
 
 def _inputs(
-    parameters: dict[str, Any], wait_for: Any, dependencies: dict[str, set[TaskRunInput]] | None
+    parameters: dict[str, Any],
+    wait_for: Any,
+    dependencies: dict[str, set[TaskRunInput]] | None,
 ) -> dict[str, list[TaskRunInput]]:
     """The upstream runs of each parameter, each once."""
     inputs = {name: upstreams(value) for name, value in parameters.items()}

@@ -14,6 +14,7 @@ from contextvars import ContextVar, Token
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from ._links import Links
 from ._modules import class_name
 from ._waits import RUN_IS_ASYNC, now_us, to_datetime
 from .exceptions import MissingContextError
@@ -100,7 +101,18 @@ class ContextModel:
 class FlowRunContext(ContextModel):
     """The flow run whose body runs: one object for each attempt."""
 
-    __slots__ = ("_pauses", "_start", "client", "flow", "flow_run", "live", "parameters", "parent", "task_runner")
+    __slots__ = (
+        "_pauses",
+        "_start",
+        "client",
+        "flow",
+        "flow_run",
+        "links",
+        "live",
+        "parameters",
+        "parent",
+        "task_runner",
+    )
     _current = ContextVar("microflow_flow_run", default=None)
 
     def __init__(
@@ -121,6 +133,8 @@ class FlowRunContext(ContextModel):
         self.parameters = parameters
         #: the flow run that called this one as a subflow
         self.parent = FlowRunContext.get()
+        #: which plain values came from which run
+        self.links = Links()
         self._pauses = count(1)
         self._start = now_us()
 

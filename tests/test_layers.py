@@ -66,6 +66,7 @@ FLOORS: dict[str, float] = {
     "_locks": 2.1,
     "cache_policies": 2.2,
     "client.objects": 3.0,
+    "_links": 3.1,
     "client.fold": 3.1,
     "client.deferred": 3.15,
     "client.live": 3.2,

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+_NEVER = (
+    "this wait would never end: what it waits for needs an event loop that is blocked meanwhile; "
+    "use `await future` instead of future.result() or future.wait() in a coroutine"
+)
+
+
 class Loop(Protocol):
     """An event loop in a thread of its own."""
 
@@ -89,6 +95,9 @@ class One:
         return needs((self._future,), job)
 
 
+#: the thread beside which no other can be started, once that is known: a wait in it is for what only it could do
+only_thread: threading.Thread | None = None
+
 # Guards the next two and every ``blocked_by``; held for the length of a walk.
 _lock = threading.Lock()
 _blocked_loops = 0
@@ -106,6 +115,11 @@ class blocking:
         job: Job | None = getattr(SLOT.get(), "job", None)
         self._job = job
         self._loop: Loop | None = None
+        if only_thread is threading.current_thread() and any(
+            getattr(getattr(future, "job", None), "loop_thread", None) is not None
+            for future in self._waiting.pending()
+        ):
+            raise RuntimeError(_NEVER)
         if job is None:
             return
         self._before, job.waiting = job.waiting, self._waiting
@@ -118,10 +132,7 @@ class blocking:
                 hopeless = self._waiting.is_hopeless(job)
             if hopeless:
                 self._leave(job)
-                raise RuntimeError(
-                    "this wait would never end: what it waits for needs an event loop that is blocked meanwhile; "
-                    "use `await future` instead of future.result() or future.wait() in a coroutine"
-                )
+                raise RuntimeError(_NEVER)
 
     def _block_loop(self, job: Job) -> None:
         global _blocked_loops

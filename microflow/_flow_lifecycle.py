@@ -419,6 +419,9 @@ class BaseFlowRunEngine(Generic[R]):
     async def _leave(self, runner: TaskRunner[Any]) -> None:
         assert self.live is not None
         self.live.close_gate()
+        if self.flow.isasync:
+            for ending in runner.cancel_on_this_loop():
+                await self.waits.wait(ending)
         if runner.is_idle():
             runner.__exit__(None, None, None)
         else:  # joins what runs, which may be what the loop itself has to serve

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from contextvars import Context
 
 
+class NoThread(RuntimeError):
+    """The system has no thread to give, and none of the pool's is there to run the job."""
+
+
 class Job(Protocol):
     """What the pool runs."""
 
@@ -120,9 +124,9 @@ class Pool:
                 self.active += 1
                 try:
                     self._grant()
-                except RuntimeError:  # nobody would ever run it: the caller is told, and nothing is queued
+                except RuntimeError as error:  # nobody would ever run it: the caller is told, and nothing is queued
                     self._queue.pop()
-                    raise
+                    raise NoThread(str(error)) from error
         return True
 
     def _grant(self) -> None:

@@ -19,7 +19,7 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ._arguments import find
-from ._pool import LoopThread, Pool, PoolSlot
+from ._pool import LoopThread, NoThread, Pool, PoolSlot
 from ._waits import SLOT, BlockingWaits, finish, slot_given_back
 from .calls import Call, new_call, upstreams
 from .exceptions import LogError, Pause, StorageError
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from ._deadlocks import Waiting
     from ._dispatch import Carrier, MessageProcessors, PackedCall, ProcessCarrier
+    from ._inline_pool import InlinePool
     from .client.objects import TaskRunInput
     from .tasks import Task
 
@@ -105,6 +106,11 @@ class TaskRunner(ABC, Generic[F]):
     def is_idle(self) -> bool:
         """Whether leaving the runner now would wait for nothing."""
         return False
+
+    def cancel_on_this_loop(self) -> Collection[Any]:
+        """Cancel the coroutine tasks that run on the caller's own loop, where there are no threads; gives what
+        to wait for until they have ended. Called by the engine of a coroutine flow before it leaves the runner."""
+        return ()
 
     def _check_started(self) -> None:
         if not self._started:
@@ -242,7 +248,7 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
         if not isinstance(max_workers, int) or max_workers < 1:  # type: ignore[redundant-expr]  # untyped callers
             raise ValueError(f"max_workers must be a whole number of at least 1, got {max_workers!r}")
         self._max_workers = max_workers
-        self._pool: Pool | None = None
+        self._pool: Pool | InlinePool | None = None
         self._waiting: set[_Submission] = set()
         # guards ``_waiting`` and the counts of unmet dependencies; no callback is called while it is held
         self._lock = Lock()
@@ -289,8 +295,7 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
         wait_for: Iterable[RunFuture[Any]] | None,
         dependencies: dict[str, set[TaskRunInput]],
     ) -> list[ConcurrentFuture[Any]]:
-        pool = self._pool
-        if pool is None:
+        if self._pool is None:
             raise RuntimeError("Task runner is not started")
         wait_for = list(wait_for) if isinstance(wait_for, (list, tuple, set)) else wait_for
         submissions = [self._submission(task, child, wait_for, dependencies) for child in children]
@@ -299,9 +304,9 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
             # Pending is recorded here, in the submitting thread, for all of a map at once: from now on the run
             # can be found, and its future may be waited for
             new[0].recorder.create_tasks([(call.task_run, _pending(call), task.source_digest) for call in new])
-        return [self._start(submission, pool) for submission in submissions]
+        return [self._start(submission) for submission in submissions]
 
-    def _start(self, submission: _Submission, pool: Pool) -> ConcurrentFuture[Any]:
+    def _start(self, submission: _Submission) -> ConcurrentFuture[Any]:
         call = submission.call
         future: ConcurrentFuture[Any] = ConcurrentFuture(call.task_run.id, submission.future)
         if call.ended is not None:
@@ -328,12 +333,27 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
             self._waiting.discard(submission)
         submission.upstreams = ()
         pool = self._pool
-        if pool is None or not pool.put(submission):
+        if pool is None or not self._put(pool, submission):
             submission.record_cancelled()
+
+    def _put(self, pool: Pool | InlinePool, submission: _Submission) -> bool:
+        try:
+            return pool.put(submission)
+        except NoThread:
+            if not pool.is_unused():
+                raise
+            from . import _inline_pool  # for places without threads: loaded where one was refused
+
+            self._pool = _inline_pool.InlinePool()
+            return self._pool.put(submission)
 
     def is_idle(self) -> bool:
         """Whether no thread was started yet and nothing waits for one."""
         return not self._waiting and (self._pool is None or self._pool.is_unused())
+
+    def cancel_on_this_loop(self) -> Collection[Any]:
+        """The same; there are some only where no thread could be started."""
+        return () if self._pool is None or isinstance(self._pool, Pool) else self._pool.cancel()
 
     def cancel_all(self) -> None:
         """Cancel what has not started, tell what runs (its ``cancel_event``), and wait for that to end."""
@@ -344,7 +364,7 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
         if pool is None:
             return
         for submission in (*pool.close(), *waiting):
-            submission.record_cancelled()  # type: ignore[attr-defined]  # the pool's jobs are submissions
+            submission.record_cancelled()
         with slot_given_back():
             pool.join()
 
@@ -386,8 +406,8 @@ class NestedTaskRunner(ThreadPoolTaskRunner):
         super().__init__(max_workers)
         self._submitted: list[ConcurrentFuture[Any]] = []
 
-    def _start(self, submission: _Submission, pool: Pool) -> ConcurrentFuture[Any]:
-        future = super()._start(submission, pool)
+    def _start(self, submission: _Submission) -> ConcurrentFuture[Any]:
+        future = super()._start(submission)
         self._submitted.append(future)
         return future
 

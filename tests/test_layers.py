@@ -104,6 +104,7 @@ FLOORS: dict[str, float] = {
     "_processes": 5.4,
     "_task_lifecycle": 5.5,
     "_pool": 6,
+    "_inline_pool": 6.05,
     "task_engine": 6,
     "_tracking": 5.3,
     "_pausing": 5.3,

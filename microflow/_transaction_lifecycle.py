@@ -13,7 +13,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._definitions import hook_name
-from ._transaction_parts import CommitMode, IsolationLevel, Lease, TransactionState
+from ._locks import IsolationLevel
+from ._transaction_parts import CommitMode, Lease, TransactionState
 from ._waits import settle
 from .context import FlowRunContext
 from .exceptions import (
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextvars import Token
 
-    from ._transaction_parts import Store
     from ._waits import Waits
+    from .results import ResultRecord, ResultStore
 
     Hook = Callable[..., object]
     Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -45,6 +46,9 @@ _ENDED = (_COMMITTED, _ROLLED_BACK)
 _LAZY, _EAGER = CommitMode.LAZY, CommitMode.EAGER
 
 _current: ContextVar[BaseTransaction | None] = ContextVar("microflow_transaction", default=None)
+
+#: seconds after which one that waits for a lock looks whether it may share a relative's
+LOOK_AGAIN = 0.1
 
 # Guards ``children`` and the step into an ended state of all transactions: a child that ends in another thread either
 # is in the list when its parent looks there for the last time, or finds what became of the parent. Held for a few
@@ -96,7 +100,7 @@ class BaseTransaction:
     rollback: Callable[[], Any]
     reset: Callable[[], Any]
     run_hook: Callable[[Hook, str], Any]
-    _acquire: Callable[[Store, str, str], Any]
+    _ask: Callable[..., Any]  # calls a method of the store by its name: the one for coroutines in the async form
 
     def __init_subclass__(cls) -> None:
         # what a user's subclass overrides must be felt: no shortcuts
@@ -105,7 +109,7 @@ class BaseTransaction:
     def __init__(
         self,
         *,
-        store: Store | None = None,
+        store: ResultStore | None = None,
         key: str | None = None,
         children: Sequence[BaseTransaction] = (),
         commit_mode: CommitMode | str | None = None,
@@ -262,18 +266,18 @@ class BaseTransaction:
         try:
             if self.isolation_level is IsolationLevel.SERIALIZABLE:
                 await self._lock(store, key)
-            if not self.overwrite and await self.waits.block(store.exists, key):
+            if not self.overwrite and await settle(self._ask("exists", key)):
                 self.state = _COMMITTED
         except BaseException:
             self._release()
             raise
 
-    async def _lock(self, store: Store, key: str) -> None:
+    async def _lock(self, store: ResultStore, key: str) -> None:
         """Get the lock on the key, or share that of a relative, which keeps it until the whole family is committed:
         to wait for that would be to wait for ourselves. A relative may come to that point while we wait."""
         lease = Lease(os.urandom(16).hex())
         try:
-            while not (self._shares_lease() or await settle(self._acquire(store, key, lease.holder))):
+            while not (self._shares_lease() or await settle(self._ask("acquire_lock", key, lease.holder, LOOK_AGAIN))):
                 pass
         except BaseException:  # an interrupt may have come before the lock was got, or after
             if store.is_lock_holder(key, lease.holder):
@@ -447,13 +451,15 @@ class BaseTransaction:
 
     async def _write(self) -> None:
         """Write the staged value under the key: None when nothing was staged, as a mark that it was done."""
-        store, value = self.store, self.staged_value
-        if store is None:
+        from ._records import ResultRecord  # loaded already by who made the store
+
+        value = self.staged_value
+        if self.store is None:
             return
-        if is_record(value):
-            await self.waits.block(store.persist_result_record, value, self._holder())
+        if isinstance(value, ResultRecord):
+            await settle(self._ask("persist_result_record", value, self._holder()))
         else:
-            await self.waits.block(store.write, value, self.key, None, self._holder())
+            await settle(self._ask("write", value, self.key, None, self._holder()))
 
     # ---------------------------------------------------------------------------------------- rollback
 
@@ -512,10 +518,11 @@ class BaseTransaction:
     def _holder(self) -> str | None:
         return None if self._lease is None else self._lease.holder
 
-    async def _read(self) -> Any:
+    async def _read(self) -> ResultRecord[Any] | None:
         if self.store is None or self.key is None:
             return None
-        return await self.waits.block(self.store.read, self.key, self._holder())
+        record: ResultRecord[Any] = await settle(self._ask("read", self.key, self._holder()))
+        return record
 
     def _release(self) -> None:
         """Give the lock back, once, if we have it and no relative needs it."""
@@ -537,11 +544,6 @@ _COMPARED = tuple(name for name in BaseTransaction.__slots__ if name not in ("_t
 
 class _ChildFailed(Exception):
     """A child's commit ended in its rollback."""
-
-
-def is_record(value: Any) -> bool:
-    """Whether a staged value is a record already, which knows its key."""
-    return hasattr(value, "serialize") and hasattr(value, "metadata")
 
 
 def get_transaction() -> BaseTransaction | None:

@@ -1,22 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transactions are made of: levels, modes, states, leases, and what they ask of a result store."""
+"""What transactions are made of: modes, states, leases."""
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-
-class IsolationLevel(str, Enum):
-    """What transactions on one key see of each other."""
-
-    #: the last commit wins
-    READ_COMMITTED = "READ_COMMITTED"
-    #: one after the other: the key is locked from enter to end
-    SERIALIZABLE = "SERIALIZABLE"
 
 
 class CommitMode(str, Enum):
@@ -48,43 +35,3 @@ class Lease:
     def __init__(self, holder: str) -> None:
         self.holder = holder
         self.users = 1
-
-
-class Store(Protocol):
-    """What a transaction asks of a result store; see ``results.ResultStore``."""
-
-    @property
-    def lock_manager(self) -> Any:
-        """What the locks are held with."""
-
-    def supports_isolation_level(self, level: Any, /) -> bool:
-        """Whether the lock manager, or its absence, is enough for it."""
-        ...
-
-    def exists(self, key: str, /) -> bool:
-        """Whether a value that has not expired stands under the key."""
-        ...
-
-    def read(self, key: str, holder: str | None, /) -> Any:
-        """The record under the key."""
-
-    def write(self, obj: Any, key: str | None, expiration: datetime | None, holder: str | None, /) -> Any:
-        """Write a value under the key."""
-
-    def persist_result_record(self, record: Any, holder: str | None, /) -> Any:
-        """Write a record under the key that it bears."""
-
-    def acquire_lock(self, key: str, holder: str, timeout: float | None, /) -> bool:
-        """Get the lock within so many seconds; says whether that worked."""
-        ...
-
-    async def aacquire_lock(self, key: str, holder: str, timeout: float | None, /) -> bool:
-        """The same without blocking the loop."""
-        ...
-
-    def release_lock(self, key: str, holder: str, /) -> None:
-        """Give it back; ValueError for who does not hold it."""
-
-    def is_lock_holder(self, key: str, holder: str, /) -> bool:
-        """Whether `holder` holds it."""
-        ...

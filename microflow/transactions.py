@@ -47,25 +47,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._locks import IsolationLevel
 from ._transaction_lifecycle import BaseTransaction, get_transaction
-from ._transaction_parts import CommitMode, IsolationLevel, TransactionState
-from ._waits import AsyncioWaits, BlockingWaits, Outcome, finish, slot_given_back
-from .exceptions import ConfigurationError
+from ._transaction_parts import CommitMode, TransactionState
+from ._waits import AsyncioWaits, BlockingWaits, Outcome, finish
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ._transaction_lifecycle import Hook, Logger
-    from ._transaction_parts import Store
+    from .results import ResultRecord, ResultStore
 
 __all__ = [
     "AsyncTransaction", "BaseTransaction", "CommitMode", "IsolationLevel", "Transaction", "TransactionState",
     "atransaction", "get_transaction", "transaction",
 ]  # fmt: skip
-
-
-#: seconds after which one that waits for a lock looks whether it may share a relative's
-LOOK_AGAIN = 0.1
 
 
 class Transaction(BaseTransaction):
@@ -75,9 +71,8 @@ class Transaction(BaseTransaction):
     _is_plain = True
     waits = BlockingWaits()
 
-    def _acquire(self, store: Store, key: str, holder: str) -> bool:
-        with slot_given_back():
-            return store.acquire_lock(key, holder, LOOK_AGAIN)
+    def _ask(self, method: str, *args: Any) -> Any:
+        return getattr(self.store, method)(*args)
 
     def __enter__(self) -> Transaction:
         self._prepare()
@@ -96,7 +91,7 @@ class Transaction(BaseTransaction):
         """Lock the key if the isolation level says so, and look whether a value stands under it."""
         finish(self._begin())
 
-    def read(self) -> Any:
+    def read(self) -> ResultRecord[Any] | None:
         """The record under the key; None without key or store. Works after the exit too."""
         return finish(self._read())
 
@@ -126,8 +121,8 @@ class AsyncTransaction(BaseTransaction):
     _is_plain = True
     waits = AsyncioWaits()
 
-    async def _acquire(self, store: Store, key: str, holder: str) -> bool:
-        return await store.aacquire_lock(key, holder, LOOK_AGAIN)
+    async def _ask(self, method: str, *args: Any) -> Any:
+        return await getattr(self.store, f"a{method}")(*args)
 
     async def _call_hook(self, hook: Hook, is_loud: bool) -> None:
         if not is_loud or _is_coroutine_function(hook):  # a hook of our own does not block
@@ -156,7 +151,7 @@ class AsyncTransaction(BaseTransaction):
         """See :meth:`Transaction.begin`."""
         await self._begin()
 
-    async def read(self) -> Any:
+    async def read(self) -> ResultRecord[Any] | None:
         """See :meth:`Transaction.read`."""
         return await self._read()
 
@@ -190,15 +185,17 @@ def _is_coroutine_function(hook: Hook) -> bool:
     return code is not None and bool(code.co_flags & 0x80)
 
 
-def _options(key: str | None, store: Store | None, options: dict[str, Any]) -> dict[str, Any]:
+def _options(key: str | None, store: ResultStore | None, options: dict[str, Any]) -> dict[str, Any]:
     if key is not None and store is None:
-        raise ConfigurationError(f"a transaction on key {key!r} needs a store")
+        from .results import get_result_store  # most transactions have no key, and need no store
+
+        store = get_result_store()
     return {"key": key, "store": store, **options}
 
 
 def transaction(
     key: str | None = None,
-    store: Store | None = None,
+    store: ResultStore | None = None,
     commit_mode: CommitMode | str | None = None,
     isolation_level: IsolationLevel | str | None = None,
     overwrite: bool = False,
@@ -222,7 +219,7 @@ def transaction(
 
 def atransaction(
     key: str | None = None,
-    store: Store | None = None,
+    store: ResultStore | None = None,
     commit_mode: CommitMode | str | None = None,
     isolation_level: IsolationLevel | str | None = None,
     overwrite: bool = False,

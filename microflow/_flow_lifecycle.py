@@ -27,6 +27,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ._arguments import find
 from ._boundary import is_held, released, stop_signal
 from ._definitions import hook_name
+from ._flow_outcome import FlowOutcome
+from ._timeouts import Limit
+from ._timeouts import limit as start_limit
 from ._tracking import Tracking
 from ._waits import Waits, now_us, settle, to_us
 from .client.live import Answer, LiveRun
@@ -35,9 +38,12 @@ from .context import FlowRunContext, current_tags
 from .exceptions import (
     Abort,
     FlowPauseTimeout,
+    FlowRunTimeoutError,
     LogError,
+    MicroflowException,
     ParameterTypeError,
     Pause,
+    RecordTooLarge,
     StorageError,
     UpstreamTaskError,
 )
@@ -46,6 +52,7 @@ from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, effective_log_pri
 from .states import (
     Cancelled,
     Cancelling,
+    Failed,
     Pending,
     Running,
     State,
@@ -53,8 +60,6 @@ from .states import (
     Value,
     exception_to_crashed_state,
     exception_to_failed_state,
-    get_state_exception,
-    is_states,
     return_value_to_state,
 )
 
@@ -71,7 +76,7 @@ _BEFORE_RUNNING = frozenset({StateType.SCHEDULED, StateType.PENDING})
 _WHILE_RUNNING = frozenset({StateType.RUNNING})
 
 
-class BaseFlowRunEngine(Generic[R]):
+class BaseFlowRunEngine(FlowOutcome, Generic[R]):
     """Every rule of a flow run's life."""
 
     waits: Waits
@@ -82,6 +87,7 @@ class BaseFlowRunEngine(Generic[R]):
     call_hooks: Callable[..., Any]
     handle_success: Callable[[Any], Any]
     handle_exception: Callable[[Exception], Any]
+    handle_timeout: Callable[[TimeoutError], Any]
 
     def __init__(
         self,
@@ -99,9 +105,7 @@ class BaseFlowRunEngine(Generic[R]):
         self.live = live
         self.client = client or current_client()
         self._tracking: Tracking | None = None
-        self._value: Value[Any] | None = None
-        self._raised: BaseException | None = None
-        self._ended: State[Any] | None = None
+        super().__init__()
         self._crashed = False
 
     # ---------------------------------------------------------------------------------- what it knows
@@ -186,6 +190,16 @@ class BaseFlowRunEngine(Generic[R]):
         if isinstance(error, FlowPauseTimeout):
             state.state_details.retriable = False  # another attempt would only pause again
         await self._conclude(state)
+
+    async def _handle_timeout(self, error: TimeoutError) -> None:
+        """Record FAILED named TimedOut; a retry that is left applies. An own TimeoutError of the user's is named so
+        too."""
+        self._raised = error
+        message = f"Flow run failed due to timeout: {error!r}"
+        if isinstance(error, FlowRunTimeoutError):
+            message = f"Flow run exceeded timeout of {self.flow.timeout_seconds} second(s)"
+        self._log(ERROR, message)
+        await self._conclude(Failed(name="TimedOut", message=message, data=error))
 
     def handle_crash(self, error: BaseException) -> None:
         """Record that the run was interrupted; the interrupt goes on to the caller."""
@@ -387,15 +401,10 @@ class BaseFlowRunEngine(Generic[R]):
         live.begin_attempt()
         self._raised = self._value = None
         runner = self.flow.task_runner.duplicate()
-        with self._context(runner):
+        with self._context(runner) as context:
             runner.__enter__()
-            error: Exception | None = None
-            result = None
             try:
-                result = await settle(self.call_flow_fn())
-                result = await self._settled(result)
-            except Exception as failure:  # user code: the run's outcome, not ours to judge
-                error = failure
+                error, result = await self._call_body(context)
             except BaseException as interrupt:
                 crashed = self._crashed = self._request_behind(interrupt) is None
                 try:
@@ -407,7 +416,11 @@ class BaseFlowRunEngine(Generic[R]):
                     await settle(self.call_hooks())
                 raise
             await self._leave(runner)
-            if error is not None:
+            if error is not None and error is live.refused and not isinstance(error, RecordTooLarge):
+                raise error  # the log takes nothing any more: to be resumed, not to be recorded as anybody's failure
+            if isinstance(error, TimeoutError) and not isinstance(error, MicroflowException):
+                await settle(self.handle_timeout(error))
+            elif error is not None:
                 await settle(self.handle_exception(error))
             else:
                 await settle(self.handle_success(result))
@@ -415,6 +428,28 @@ class BaseFlowRunEngine(Generic[R]):
                 await self.waits.block(live.sync)
             if not self.is_running() and self.state.name != "AwaitingRetry":
                 await settle(self.call_hooks())
+
+    async def _call_body(self, context: FlowRunContext) -> tuple[Exception | None, Any]:
+        """What the body raised, and what it returned with its futures replaced, within the time limit of an attempt."""
+        seconds = self.flow.timeout_seconds
+        limit = context.limit = start_limit(seconds, isasync=self.flow.isasync) if seconds else None
+        error: Exception | None = None
+        result = None
+        try:
+            result = await settle(self.call_flow_fn())
+            result = await self._settled(result, limit)
+        except Exception as failure:  # user code: the run's outcome, not ours to judge
+            error = failure
+        except BaseException as interrupt:
+            if limit is None or not limit.close() or not limit.owns(interrupt):
+                raise
+        finally:
+            late = limit is not None and limit.close()
+        if late:
+            cause = error
+            error = FlowRunTimeoutError(f"flow {self.flow.name!r} timed out after {seconds} second(s)")
+            error.__cause__ = cause
+        return error, result
 
     async def _leave(self, runner: TaskRunner[Any]) -> None:
         assert self.live is not None
@@ -427,43 +462,13 @@ class BaseFlowRunEngine(Generic[R]):
         else:  # joins what runs, which may be what the loop itself has to serve
             await self.waits.block(runner.__exit__, None, None, None)
 
-    async def _settled(self, result: Any) -> Any:
+    async def _settled(self, result: Any, limit: Limit | None) -> Any:
         """What the body returned, with the final states of its futures in their place."""
+        if limit is not None and not self.flow.isasync:  # where an alarm may interrupt the wait
+            return (await self.waits.call(resolve_futures_to_states, result)).unwrap()
         for future in find(result, (RunFuture,)):
             await self.waits.wait(future)
         return resolve_futures_to_states(result)
-
-    def _hand_back(self, ended: State[Any]) -> None:
-        """Give what the subflow came to in an earlier execution, without running it."""
-        self._ended = ended
-        if ended.is_completed():
-            self._value = ended.data if isinstance(ended.data, Value) else Value(ended.data)
-        else:
-            self._raised = get_state_exception(ended)
-
-    def final_state(self) -> State[Any]:
-        """The state that the call came to."""
-        return self._ended if self._ended is not None else self.state
-
-    def result(self) -> Any:
-        """What the caller of the flow gets: the value, or the raised exception."""
-        state = self.final_state()
-        if self._raised is not None and not state.is_completed():
-            raise self._raised
-        if self._value is None or not (state.is_completed() or self._value_is_states()):
-            return state.read_result()
-        value = self._value.load()
-        value = value.load() if isinstance(value, Value) else value
-        if isinstance(value, State):
-            if not value.state_details.task_run_id and (value is state or not value.state_details.flow_run_id):
-                return value.read_result()
-            if not value.is_completed():
-                raise get_state_exception(value)
-        return value
-
-    def _value_is_states(self) -> bool:
-        """A returned collection of states is given to the caller even when the flow FAILED for them."""
-        return self._value is not None and is_states(self._value.load())
 
     # ------------------------------------------------------------------------------------------- logging
 

@@ -143,6 +143,8 @@ def _place(
     if task_context is not None and task_context.task_run.flow_run_id == parent:
         parent = task_context.task_run.id
         inputs["__parents__"] = [TaskRunResult(id=parent)]
+    elif flow_context.limit is not None:
+        flow_context.limit.check()
     if flow_context.links:
         _add_sources(inputs, parameters, flow_context.links)
     return flow_context, run_id or _call_id(task, parameters, flow_context.live, parent, kind), inputs, waits

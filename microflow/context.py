@@ -107,6 +107,7 @@ class FlowRunContext(ContextModel):
         "client",
         "flow",
         "flow_run",
+        "limit",
         "links",
         "live",
         "parameters",
@@ -131,6 +132,8 @@ class FlowRunContext(ContextModel):
         self.client = client
         self.task_runner = task_runner
         self.parameters = parameters
+        #: the time limit of the attempt
+        self.limit: Limit | None = None
         #: the flow run that called this one as a subflow
         self.parent = FlowRunContext.get()
         #: which plain values came from which run

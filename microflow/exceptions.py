@@ -209,6 +209,10 @@ class FlowPauseTimeout(MicroflowException):
     """A pause was not resumed in time."""
 
 
+class FlowRunTimeoutError(TimeoutError):
+    """A flow ran longer than its ``timeout_seconds``."""
+
+
 class FlowRunWaitTimeout(MicroflowException, TimeoutError):
     """``wait_for_flow_run`` gave up before the run finished."""
 

@@ -49,6 +49,10 @@ class FlowRunEngine(BaseFlowRunEngine[R]):
         """Record FAILED, or AwaitingRetry when a retry is left."""
         finish(self._handle_exception(exc))
 
+    def handle_timeout(self, exc: TimeoutError) -> None:
+        """Record FAILED named TimedOut, or AwaitingRetry when a retry is left."""
+        finish(self._handle_timeout(exc))
+
 
 class AsyncFlowRunEngine(BaseFlowRunEngine[R]):
     """The engine of coroutine flows, on the caller's event loop."""
@@ -76,6 +80,10 @@ class AsyncFlowRunEngine(BaseFlowRunEngine[R]):
     async def handle_exception(self, exc: Exception) -> None:
         """Record FAILED, or AwaitingRetry when a retry is left."""
         await self._handle_exception(exc)
+
+    async def handle_timeout(self, exc: TimeoutError) -> None:
+        """Record FAILED named TimedOut, or AwaitingRetry when a retry is left."""
+        await self._handle_timeout(exc)
 
 
 # ---------------------------------------------------------------------------------------- entry points

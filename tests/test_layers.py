@@ -107,6 +107,7 @@ FLOORS: dict[str, float] = {
     "_inline_pool": 6.05,
     "task_engine": 6,
     "_tracking": 5.3,
+    "_flow_outcome": 5.3,
     "_pausing": 5.3,
     "_flow_lifecycle": 5.5,
     "flow_engine": 6,

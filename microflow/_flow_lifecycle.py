@@ -28,6 +28,7 @@ from ._arguments import find
 from ._boundary import is_held, released, stop_signal
 from ._definitions import hook_name
 from ._flow_outcome import FlowOutcome
+from ._termination import meant_by
 from ._timeouts import Limit
 from ._timeouts import limit as start_limit
 from ._tracking import Tracking
@@ -205,7 +206,7 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         """Record that the run was interrupted; the interrupt goes on to the caller."""
         if self.flow_run is None or self.live is None or self.live.token is None or self.state.is_final():
             return
-        state = exception_to_crashed_state(error)
+        state = exception_to_crashed_state(meant_by(error))
         self._log(ERROR, "Crash detected! %s", state.message)
         self._raised = error
         try:

@@ -350,6 +350,13 @@ def loop_is_running() -> bool:
     return events is not None and events._get_running_loop() is not None
 
 
+def current_asyncio_task() -> Any:
+    """The asyncio task that runs in this thread now."""
+    import asyncio  # only coroutines on a loop come here
+
+    return asyncio.current_task()
+
+
 def call_later(seconds: float, fn: Callable[..., object], *args: Any) -> Any:
     """Call `fn` on the running loop in so many seconds; gives what has a ``cancel()``."""
     import asyncio  # only coroutines on a loop come here

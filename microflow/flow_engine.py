@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ._flow_lifecycle import BaseFlowRunEngine
+from ._termination import Termination
 from ._waits import AsyncioWaits, BlockingWaits, finish
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def run_flow_sync(
 ) -> R | State[R] | None:
     """Run a blocking flow to its end in this thread; see :func:`run_flow`."""
     engine = FlowRunEngine(flow, parameters, flow_run, wait_for, live)
-    finish(engine._run())
+    with Termination(isasync=False):
+        finish(engine._run())
     answer: R | State[R] | None = _answer(engine, return_type)
     return answer
 
@@ -120,7 +122,8 @@ async def run_flow_async(
 ) -> R | State[R] | None:
     """Run a coroutine flow to its end on this event loop; see :func:`run_flow`."""
     engine = AsyncFlowRunEngine(flow, parameters, flow_run, wait_for, live)
-    await engine._run()
+    with Termination(isasync=True):
+        await engine._run()
     answer: R | State[R] | None = _answer(engine, return_type)
     return answer
 

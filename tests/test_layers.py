@@ -38,6 +38,7 @@ FLOORS: dict[str, float] = {
     "_state_parts": 0,
     "settings": 0.1,
     "_timeouts": 0.1,
+    "_termination": 0.1,
     "_containers": 0.1,
     "_deadlocks": 0.1,
     "_arguments": 0.2,

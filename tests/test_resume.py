@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 import tracemalloc
@@ -51,6 +52,21 @@ def suspends():
     first = work(1)
     suspend_flow_run()
     return first + work(2)
+
+@flow(on_crashed=[lambda *args: witness("crashed hook")], on_cancellation=[lambda *args: witness("hook")])
+def terminated():
+    inner()
+
+@flow(on_crashed=[lambda *args: witness("inner crashed hook")], on_cancellation=[lambda *args: witness("inner hook")])
+def inner():
+    witness("inside")
+    time.sleep(60)
+
+@flow(on_crashed=[lambda *args: witness("crashed hook")], on_cancellation=[lambda *args: witness("hook")])
+async def terminated_coroutine():
+    import asyncio
+    witness("inside")
+    await asyncio.sleep(60)
 
 @flow
 def busy():
@@ -240,6 +256,38 @@ def test_what_no_process_runs_is_cancelled_at_once(place):
     end(process, kill=True)
     done = place.cli("cancel", run_id, "--json")
     assert (done.returncode, document(done)["state_name"]) == (0, "Cancelled")
+
+
+# ----------------------------------------------------------------------------------------------- SIGTERM
+
+
+@pins("flows", 74)
+@pytest.mark.parametrize("name", ["terminated", "terminated_coroutine"])
+@pytest.mark.parametrize("asked", [False, True], ids=["no cancellation asked for", "cancellation asked for"])
+def test_a_termination_signal_ends_the_runs_on_record_and_then_the_process(place, name, asked):
+    """CRASHED, or CANCELLED when that was asked for before, children first; the process ends by the signal."""
+    process = place.start(name)
+    assert wait_until(lambda: "inside" in place.witness(), process)
+    root = next(log for log in logs(place.home) if "parent_flow" not in records(log)[0]).stem
+    if asked:
+        assert place.cli("cancel", root).returncode == 0
+    process.terminate()
+    assert end(process).returncode == -signal.SIGTERM
+    assert place.states(root)[-1] == ("Cancelled" if asked else "Crashed")
+    hooks = ["hook"] if asked else ["crashed hook"]
+    if name == "terminated":
+        hooks = [f"inner {hooks[0]}", *hooks]
+    assert place.witness() == ["inside", *hooks]
+
+
+@pytest.mark.parametrize("name", ["terminated", "terminated_coroutine"])
+def test_an_interrupt_ends_the_runs_on_record(place, name):
+    process = place.start(name)
+    assert wait_until(lambda: "inside" in place.witness(), process)
+    process.send_signal(signal.SIGINT)
+    assert end(process).returncode == 1
+    root = next(log for log in logs(place.home) if "parent_flow" not in records(log)[0]).stem
+    assert place.states(root)[-1] == "Crashed"
 
 
 # ------------------------------------------------------------------------------------------- how soon, and a soak

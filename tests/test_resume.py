@@ -233,7 +233,8 @@ def test_a_busy_run_notices_a_cancellation_at_its_next_task_call(place):
     run_id = place.run_id(process, "RUNNING")
     assert wait_until(lambda: len(place.witness()) > 3, process)
     done = place.cli("cancel", run_id, "--json")
-    assert (done.returncode, document(done)["state_name"]) == (0, "Cancelling")
+    assert done.returncode == 0
+    assert document(done)["state_name"] in ("Cancelling", "Cancelled")
     ended = end(process)
     assert (ended.returncode, document(ended)["state_name"]) == (1, "Cancelled")
     assert place.states(run_id)[-2:] == ["Cancelling", "Cancelled"]

@@ -1,384 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Task runners: where submitted runs execute.
 
-Submitting never blocks and never parks a thread. A run's unmet dependencies are counted when it is submitted;
-each upstream that ends takes one off, and at zero the run is queued for a worker. Released runs pass through
-the queue, never through recursion, so a chain of any length is fine. Which thread runs what: user functions
-in worker threads (coroutines on the runner's loop thread), done-callbacks in the thread that ended the run.
-
-Leaving a runner cancels what has not started (recorded as CANCELLED) and joins what runs.
+What submitting does, and when a run takes a worker, is said once in ``_submitting``. The runners here differ in what a
+worker is: a thread of this process, a process of the runner's own.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from concurrent.futures import Future
-from contextvars import copy_context
+from abc import abstractmethod
 from copy import copy
-from threading import Event, Lock
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._arguments import find
-from ._pool import LoopThread, NoThread, Pool, PoolSlot
-from ._waits import SLOT, BlockingWaits, finish, slot_given_back
-from .calls import Call, new_call, upstreams
-from .exceptions import LogError, Pause, StorageError
-from .futures import ConcurrentFuture, FutureList, RunFuture, resolve_argument
+from ._submitting import PooledTaskRunner, Submission
+from ._submitting import TaskRunner as TaskRunner
+from ._waits import finish
+from .calls import new_call
 from .settings import current_settings
-from .states import Cancelled, Pending, State, exception_to_crashed_state
-from .task_engine import run_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
-    from ._deadlocks import Waiting
-    from ._dispatch import Carrier, MessageProcessors, PackedCall, ProcessCarrier
-    from ._inline_pool import InlinePool
+    from ._dispatch import Carrier, DispatchingTaskRunEngine, MessageProcessors, PackedCall, ProcessCarrier
     from .client.objects import TaskRunInput
+    from .futures import ConcurrentFuture
+    from .states import State
     from .tasks import Task
 
-F = TypeVar("F", bound=RunFuture[Any])
-Self = TypeVar("Self", bound="TaskRunner[Any]")
-PooledSelf = TypeVar("PooledSelf", bound="PooledTaskRunner")
 ProcessSelf = TypeVar("ProcessSelf", bound="ProcessPoolTaskRunner")
-
-
-class TaskRunner(ABC, Generic[F]):
-    """Runs tasks that are submitted to it, between ``with`` and its end.
-
-    A flow keeps a runner as configuration; each attempt of a flow run enters a duplicate of it."""
-
-    #: what runs the tasks that a task submits while it runs in another process
-    nested_runner: ClassVar[type[TaskRunner[Any]]]
-
-    def __init__(self) -> None:
-        self._started = False
-
-    @property
-    def name(self) -> str:
-        """The kind of the runner in lower case, for example ``threadpool``."""
-        return type(self).__name__.lower().replace("taskrunner", "")
-
-    @abstractmethod
-    def duplicate(self: Self) -> Self:
-        """A runner with the same configuration that is not started."""
-
-    @abstractmethod
-    def submit(
-        self,
-        task: Task[Any, Any],
-        parameters: dict[str, Any],
-        wait_for: Iterable[RunFuture[Any]] | None = None,
-        dependencies: dict[str, set[TaskRunInput]] | None = None,
-    ) -> F:
-        """Start a run of `task` once the futures in `parameters` and `wait_for` are done; returns its future."""
-
-    def map(
-        self, task: Task[Any, Any], parameters: dict[str, Any], wait_for: Iterable[RunFuture[Any]] | None = None
-    ) -> FutureList[Any]:
-        """Submit one run for each element of the iterables in `parameters`.
-
-        Strings, bytes and ``unmapped`` values are given to every run as they are. A parameter that is a future
-        itself is waited for here. MappingMissingIterable without an iterable, MappingLengthMismatch when their
-        lengths differ, both before any run is made."""
-        self._check_started()
-        if wait_for is not None and not isinstance(wait_for, (list, tuple, set)) and hasattr(wait_for, "__next__"):
-            wait_for = list(wait_for)
-        upstream: dict[str, set[TaskRunInput]] = {}
-        resolved = {}
-        for name, value in parameters.items():
-            if isinstance(value, (RunFuture, State)):
-                upstream[name] = set(upstreams(value))
-                value = finish(resolve_argument(value, BlockingWaits()))
-            resolved[name] = value
-        return FutureList(self._submit_all(task, task.parameters.children(resolved), wait_for, upstream))
-
-    def _submit_all(
-        self,
-        task: Task[Any, Any],
-        children: list[dict[str, Any]],
-        wait_for: Iterable[RunFuture[Any]] | None,
-        dependencies: dict[str, set[TaskRunInput]],
-    ) -> list[F]:
-        return [self.submit(task, child, wait_for, dependencies) for child in children]
-
-    def is_idle(self) -> bool:
-        """Whether leaving the runner now would wait for nothing."""
-        return False
-
-    def cancel_on_this_loop(self) -> Collection[Any]:
-        """Cancel the coroutine tasks that run on the caller's own loop, where there are no threads; gives what
-        to wait for until they have ended. Called by the engine of a coroutine flow before it leaves the runner."""
-        return ()
-
-    def _check_started(self) -> None:
-        if not self._started:
-            raise RuntimeError("Task runner is not started")
-
-    def __enter__(self: Self) -> Self:
-        if self._started:
-            raise RuntimeError("This task runner is already started")
-        self._started = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._started = False
-
-
-class _Submission:
-    """A run that was submitted: a job of the pool."""
-
-    __slots__ = (
-        "call",
-        "cancel_event",
-        "context",
-        "future",
-        "isasync",
-        "loop_thread",
-        "parameters",
-        "runner",
-        "task",
-        "unmet",
-        "upstreams",
-        "wait_for",
-        "waiting",
-    )
-
-    def __init__(
-        self, runner: PooledTaskRunner, task: Task[Any, Any], call: Call, parameters: dict[str, Any], wait_for: Any
-    ) -> None:
-        self.runner = runner
-        self.task = task
-        self.call = call
-        self.parameters = parameters
-        self.wait_for = wait_for
-        self.future: Future[Any] = Future()
-        self.isasync = task.isasync
-        self.context = copy_context()
-        self.cancel_event = runner.cancel_event
-        call.on_early_end = self._ended_early
-        self.loop_thread: LoopThread | None = None
-        self.unmet = 1
-        self.upstreams: Collection[RunFuture[Any]] = ()
-        self.waiting: Waiting | None = None
-
-    def has_ended(self) -> bool:
-        """Whether its future is done."""
-        return self.future.done()
-
-    def run(self, slot: PoolSlot) -> None:
-        """Run a blocking task in this worker thread."""
-        SLOT.set(slot)
-        if not self.future.set_running_or_notify_cancel():
-            self.record_cancelled()
-            return
-        try:
-            outcome = self.execute()
-        except BaseException as error:  # a worker outlives whatever its job raises; it is the job's outcome
-            self._failed(error)
-        else:
-            self._ended(outcome)
-
-    def execute(self) -> State[Any]:
-        """Run the task in this thread; its final state."""
-        state: State[Any] = run_call(self.call, self.task, self.parameters, self.wait_for, self.cancel_event)
-        return state
-
-    async def run_async(self, slot: PoolSlot) -> None:
-        """Run a coroutine task on the loop of this thread."""
-        SLOT.set(slot)
-        if not self.future.set_running_or_notify_cancel():
-            self.record_cancelled()
-            return
-        try:
-            outcome = await run_call(self.call, self.task, self.parameters, self.wait_for, self.cancel_event)
-        except BaseException as error:  # the loop outlives whatever its task raises; it is the task's outcome
-            self._failed(error)
-        else:
-            self._ended(outcome)
-
-    def _ended(self, state: State[Any]) -> None:
-        self.parameters, self.wait_for = {}, None  # the future lives on, what it was made from need not
-        if not self.future.done():
-            self.future.set_result(state)
-
-    def _ended_early(self, state: State[Any]) -> None:
-        """The run timed out, and its function cannot be stopped: nobody need wait for it. Called by the timer."""
-        self.future.set_result(state)
-
-    def _failed(self, error: BaseException) -> None:
-        """The engine itself raised: an interrupt, recorded as a crash, or an error before the run could start."""
-        state = self.call.task_run.state
-        if self.future.done():
-            return
-        stopped = state is not None and (state.is_crashed() or state.is_cancelled())
-        if isinstance(error, Pause) or (isinstance(error, Exception) and not stopped):
-            self.future.set_exception(error)  # a Pause is raised again in whoever waits: their flow run is suspended
-        else:
-            self.future.set_result(state if stopped else exception_to_crashed_state(error))
-
-    def record_cancelled(self) -> None:
-        """Record that the run will not start, and complete its future. One of a suspended flow run will start when that
-        is resumed: nothing is recorded, and who waits for it meets the suspension."""
-        context = self.call.flow_context
-        flow_state = None if context is None else context.flow_run.state
-        if flow_state is not None and flow_state.is_suspended():
-            if not self.future.cancelled():
-                self.future.set_exception(Pause("the flow run is suspended", state=flow_state))
-            return
-        state: State[Any] = Cancelled(message="The run was cancelled before it started.")
-        state.state_details.task_run_id = self.call.task_run.id
-        state.state_details.flow_run_id = self.call.task_run.flow_run_id
-        try:
-            self.call.recorder.propose_task(self.call.task_run, [state], force=True)
-        except (LogError, StorageError):  # the flow run has the same trouble and reports it
-            pass
-        if not self.future.cancelled():
-            self.future.set_result(state)
-
-
-class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
-    """What runners have in common that let at most `max_workers` runs be active at a time."""
-
-    def __init__(self, max_workers: int) -> None:
-        super().__init__()
-        if not isinstance(max_workers, int) or max_workers < 1:  # type: ignore[redundant-expr]  # untyped callers
-            raise ValueError(f"max_workers must be a whole number of at least 1, got {max_workers!r}")
-        self._max_workers = max_workers
-        self._pool: Pool | InlinePool | None = None
-        self._waiting: set[_Submission] = set()
-        # guards ``_waiting`` and the counts of unmet dependencies; no callback is called while it is held
-        self._lock = Lock()
-        self.cancel_event = Event()
-
-    def _configuration(self) -> tuple[Any, ...]:
-        """What two runners must have in common to be equal."""
-        return (type(self).__name__, self._max_workers)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PooledTaskRunner) and self._configuration() == other._configuration()
-
-    def __hash__(self) -> int:
-        return hash(self._configuration())
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(max_workers={self._max_workers})"
-
-    def _submission(
-        self,
-        task: Task[Any, Any],
-        parameters: dict[str, Any],
-        wait_for: Any,
-        dependencies: dict[str, set[TaskRunInput]],
-    ) -> _Submission:
-        """A run to be submitted. What makes that impossible is raised here, before anything is recorded."""
-        return _Submission(self, task, new_call(task, parameters, wait_for, dependencies), parameters, wait_for)
-
-    def submit(
-        self,
-        task: Task[Any, Any],
-        parameters: dict[str, Any],
-        wait_for: Iterable[RunFuture[Any]] | None = None,
-        dependencies: dict[str, set[TaskRunInput]] | None = None,
-    ) -> ConcurrentFuture[Any]:
-        """Start a run of `task` once the futures in `parameters` and `wait_for`, read now, are done."""
-        self._check_started()
-        return self._submit_all(task, [parameters], wait_for, dependencies or {})[0]
-
-    def _submit_all(
-        self,
-        task: Task[Any, Any],
-        children: list[dict[str, Any]],
-        wait_for: Iterable[RunFuture[Any]] | None,
-        dependencies: dict[str, set[TaskRunInput]],
-    ) -> list[ConcurrentFuture[Any]]:
-        if self._pool is None:
-            raise RuntimeError("Task runner is not started")
-        wait_for = list(wait_for) if isinstance(wait_for, (list, tuple, set)) else wait_for
-        submissions = [self._submission(task, child, wait_for, dependencies) for child in children]
-        new = [each.call for each in submissions if not each.call.task_run.recorded]
-        if new:
-            # Pending is recorded here, in the submitting thread, for all of a map at once: from now on the run
-            # can be found, and its future may be waited for
-            new[0].recorder.create_tasks([(call.task_run, _pending(call), task.source_digest) for call in new])
-        return [self._start(submission) for submission in submissions]
-
-    def _start(self, submission: _Submission) -> ConcurrentFuture[Any]:
-        call = submission.call
-        future: ConcurrentFuture[Any] = ConcurrentFuture(call.task_run.id, submission.future)
-        if call.ended is not None:
-            submission.future.set_result(call.ended)
-            return future
-        future.job = submission
-        with self._lock:
-            self._waiting.add(submission)
-        futures = find([*submission.parameters.values(), submission.wait_for], (RunFuture,))
-        submission.upstreams = tuple(dict.fromkeys(futures))
-        for upstream in submission.upstreams:
-            with self._lock:
-                submission.unmet += 1
-            upstream.add_done_callback(lambda _: self._met(submission))
-        self._met(submission)
-        return future
-
-    def _met(self, submission: _Submission) -> None:
-        """One dependency fewer; at none the run is queued. Called by whatever thread ended the upstream run."""
-        with self._lock:
-            submission.unmet -= 1
-            if submission.unmet or submission not in self._waiting:
-                return
-            self._waiting.discard(submission)
-        submission.upstreams = ()
-        pool = self._pool
-        if pool is None or not self._put(pool, submission):
-            submission.record_cancelled()
-
-    def _put(self, pool: Pool | InlinePool, submission: _Submission) -> bool:
-        try:
-            return pool.put(submission)
-        except NoThread:
-            if not pool.is_unused():
-                raise
-            from . import _inline_pool  # for places without threads: loaded where one was refused
-
-            self._pool = _inline_pool.InlinePool()
-            return self._pool.put(submission)
-
-    def is_idle(self) -> bool:
-        """Whether no thread was started yet and nothing waits for one."""
-        return not self._waiting and (self._pool is None or self._pool.is_unused())
-
-    def cancel_on_this_loop(self) -> Collection[Any]:
-        """The same; there are some only where no thread could be started."""
-        return () if self._pool is None or isinstance(self._pool, Pool) else self._pool.cancel()
-
-    def cancel_all(self) -> None:
-        """Cancel what has not started, tell what runs (its ``cancel_event``), and wait for that to end."""
-        self.cancel_event.set()
-        with self._lock:  # both at once: what is released from now on must not be recorded by recursion
-            pool, self._pool = self._pool, None
-            waiting, self._waiting = list(self._waiting), set()
-        if pool is None:
-            return
-        for submission in (*pool.close(), *waiting):
-            submission.record_cancelled()
-        with slot_given_back():
-            pool.join()
-
-    def __enter__(self: PooledSelf) -> PooledSelf:
-        super().__enter__()
-        self.cancel_event = Event()
-        self._pool = Pool(self._max_workers, f"microflow-{self.name}")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel_all()
-        super().__exit__(kind, error, trace)
 
 
 class ThreadPoolTaskRunner(PooledTaskRunner):
@@ -406,7 +55,7 @@ class NestedTaskRunner(ThreadPoolTaskRunner):
         super().__init__(max_workers)
         self._submitted: list[ConcurrentFuture[Any]] = []
 
-    def _start(self, submission: _Submission) -> ConcurrentFuture[Any]:
+    def _start(self, submission: Submission) -> ConcurrentFuture[Any]:
         future = super()._start(submission)
         self._submitted.append(future)
         return future
@@ -422,7 +71,7 @@ class NestedTaskRunner(ThreadPoolTaskRunner):
 TaskRunner.nested_runner = NestedTaskRunner
 
 
-class _DispatchedSubmission(_Submission):
+class _DispatchedSubmission(Submission):
     """A run whose attempts run in another process; a thread here waits for each of them."""
 
     __slots__ = ("packed",)
@@ -476,7 +125,7 @@ class DispatchingTaskRunner(PooledTaskRunner):
         parameters: dict[str, Any],
         wait_for: Any,
         dependencies: dict[str, set[TaskRunInput]],
-    ) -> _Submission:
+    ) -> Submission:
         from ._dispatch import PackedCall  # loads what other processes need: only for runners that do
 
         packed = PackedCall(task, parameters)
@@ -544,39 +193,34 @@ class ProcessPoolTaskRunner(DispatchingTaskRunner):
 
     def carrier(self) -> ProcessCarrier:
         """The worker processes."""
-        with self._lock:
-            if self._carrier is None:
-                from ._dispatch import ProcessCarrier  # loads sockets and subprocess: only for runners that need them
+        if self._carrier is None:
+            from ._dispatch import ProcessCarrier  # loads sockets and subprocess: only for runners that need them
 
-                self._carrier = ProcessCarrier(
-                    self._start_method, self._initializer, self._initargs, self._max_tasks_per_child
-                )
-            return self._carrier
+            # pickles the initializer, which runs the user's code: not under the lock (I9). One that comes late is unused
+            carrier = ProcessCarrier(self._start_method, self._initializer, self._initargs, self._max_tasks_per_child)
+            with self._lock:
+                self._carrier = self._carrier or carrier
+        return self._carrier
 
     def on_log(self, record: dict[str, Any]) -> None:
         """Log here what a task logged in its process, as the message processors leave it."""
-        with self._lock:
-            if self._messages is None:
-                from ._dispatch import MessageProcessors  # loaded by now
+        if self._messages is not None:
+            self._messages.deliver("log", record)
 
-                self._messages = MessageProcessors(self._factories)
-        self._messages.deliver("log", record)
+    def __enter__(self: ProcessSelf) -> ProcessSelf:
+        from ._dispatch import MessageProcessors  # loads sockets and subprocess: only for runners that need them
+
+        super().__enter__()
+        self._messages = MessageProcessors(self._factories)
+        return self
 
     def cancel_all(self) -> None:
         """Cancel what has not started, wait for what runs, and end the worker processes."""
         super().cancel_all()
         with self._lock:
             carrier, self._carrier = self._carrier, None
-            self._messages = None
         if carrier is not None:
             carrier.close()
-
-
-def _pending(call: Call) -> State[Any]:
-    state: State[Any] = Pending()
-    state.state_details.task_run_id = call.task_run.id
-    state.state_details.flow_run_id = call.task_run.flow_run_id
-    return state
 
 
 ConcurrentTaskRunner = ThreadPoolTaskRunner  # the reference's other name

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from microflow import _files, _follower, _pool, events, flow, log, stores, task, task_runners
+from microflow import _files, _follower, _pool, _submitting, events, flow, log, stores, task
 from microflow._flow_lifecycle import BaseFlowRunEngine
 from microflow.client import live as live_module
 from microflow.client import orchestration
@@ -505,7 +505,7 @@ def held_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     shim.Lock = watched_lock
     for module in (live_module, orchestration, events, stores, log, _pool, _follower):
         monkeypatch.setattr(module, "threading", shim)
-    monkeypatch.setattr(task_runners, "Lock", watched_lock)
+    monkeypatch.setattr(_submitting, "Lock", watched_lock)
     monkeypatch.setattr(orchestration, "_lock", Watched())
     return lambda: list(Watched.holders.values()).count(threading.get_ident())
 

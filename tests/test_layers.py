@@ -114,6 +114,7 @@ FLOORS: dict[str, float] = {
     "flow_engine": 6,
     "_dispatch": 6.1,
     "flow_runs": 6.1,
+    "_submitting": 6.9,
     "task_runners": 7,
     "worker": 7,
     "tasks": 8,

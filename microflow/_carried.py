@@ -13,6 +13,7 @@ among the news, so a worker that dies in between leaves a child that its parent 
 from __future__ import annotations
 
 import sys
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -54,7 +55,7 @@ def why_not_findable(fn: Any) -> str | None:
         if found is None:
             return f"there is no {fn.__qualname__} in its module {fn.__module__}"
     same = (found, getattr(found, "fn", None), getattr(found, "__func__", None), getattr(found, "__wrapped__", None))
-    if not any(each is fn for each in same):
+    if not (any(each is fn for each in same) or (isinstance(fn, MethodType) and found == fn)):
         return f"{fn.__module__}.{fn.__qualname__} names something else by now"
     return None
 

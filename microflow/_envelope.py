@@ -108,9 +108,9 @@ def pack_argument(task: Any, name: str, value: Any) -> Packed:
     try:
         return pack(value)
     except NotEncodable as problem:
-        problem.root = name
+        place = name + problem.path.removeprefix("result")
         raise NotTransferable(
-            f"argument {name!r} of task {task.name!r} cannot be sent to another process: {problem.path}: "
+            f"argument {name!r} of task {task.name!r} cannot be sent to another process: {place}: "
             f"{problem.reason}. Give what can be pickled, for example a path or an address, and open it in the task; "
             f"or run the task with ThreadPoolTaskRunner."
         ) from problem

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from contextvars import copy_context
+from enum import Enum
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -29,6 +30,7 @@ from .task_engine import run_call
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from types import TracebackType
+    from uuid import UUID
 
     from ._deadlocks import Waiting
     from ._inline_pool import InlinePool
@@ -122,6 +124,19 @@ class TaskRunner(ABC, Generic[F]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._started = False
+
+
+class Cancellation(str, Enum):
+    """What ``cancel`` came to."""
+
+    #: the run had not started and never will; it is CANCELLED
+    NOT_STARTED = "not started"
+    #: the process that it ran in was killed; it is CANCELLED
+    KILLED = "killed"
+    #: it runs, and nothing can stop it there; its outcome will be what it comes to
+    UNSTOPPABLE = "unstoppable"
+    #: it had ended
+    DONE = "done"
 
 
 class Submission:
@@ -219,6 +234,8 @@ class Submission:
     def record_cancelled(self) -> None:
         """Record that the run will not start, and complete its future. One of a suspended flow run will start when that
         is resumed: nothing is recorded, and who waits for it meets the suspension."""
+        if self.call.task_run.state is not None and self.call.task_run.state.is_final():
+            return  # cancelled by itself before, and recorded then
         context = self.call.flow_context
         flow_state = None if context is None else context.flow_run.state
         if flow_state is not None and flow_state.is_suspended():
@@ -350,6 +367,22 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
     def cancel_on_this_loop(self) -> Collection[Any]:
         """The same; there are some only where no thread could be started."""
         return () if self._pool is None or isinstance(self._pool, Pool) else self._pool.cancel()
+
+    def cancel(self, future: ConcurrentFuture[Any]) -> Cancellation:
+        """Cancel one run that was submitted here, and say what came of it: only what is known, whatever runs it."""
+        if future.wrapped_future.done():
+            return Cancellation.DONE
+        if future.wrapped_future.cancel():
+            if isinstance(future.job, Submission):
+                future.job.record_cancelled()
+            return Cancellation.NOT_STARTED
+        if self._stop(future.task_run_id):
+            return Cancellation.KILLED
+        return Cancellation.DONE if future.wrapped_future.done() else Cancellation.UNSTOPPABLE
+
+    def _stop(self, run_id: UUID) -> bool:
+        """Stop a run that has started; whether that was possible."""
+        return False
 
     def cancel_all(self) -> None:
         """Cancel what has not started, tell what runs (its ``cancel_event``), and wait for that to end."""

@@ -2,7 +2,7 @@
 """Task runners: where submitted runs execute.
 
 What submitting does, and when a run takes a worker, is said once in ``_submitting``. The runners here differ in what a
-worker is: a thread of this process, a process of the runner's own.
+worker is: a thread of this process, a process of the runner's own, whatever an executor has.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from abc import abstractmethod
 from copy import copy
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._submitting import Cancellation as Cancellation
 from ._submitting import PooledTaskRunner, Submission
 from ._submitting import TaskRunner as TaskRunner
 from ._waits import finish
@@ -19,9 +20,12 @@ from .settings import current_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Executor
     from types import TracebackType
+    from uuid import UUID
 
     from ._dispatch import Carrier, DispatchingTaskRunEngine, MessageProcessors, PackedCall, ProcessCarrier
+    from ._executors import ExecutorCarrier
     from .client.objects import TaskRunInput
     from .futures import ConcurrentFuture
     from .states import State
@@ -196,10 +200,11 @@ class ProcessPoolTaskRunner(DispatchingTaskRunner):
         if self._carrier is None:
             from ._dispatch import ProcessCarrier  # loads sockets and subprocess: only for runners that need them
 
-            # pickles the initializer, which runs the user's code: not under the lock (I9). One that comes late is unused
+            # pickles the initializer, the user's code: not under the lock (I9); one that comes late is not used
             carrier = ProcessCarrier(self._start_method, self._initializer, self._initargs, self._max_tasks_per_child)
             with self._lock:
-                self._carrier = self._carrier or carrier
+                if self._carrier is None:
+                    self._carrier = carrier
         return self._carrier
 
     def on_log(self, record: dict[str, Any]) -> None:
@@ -214,8 +219,61 @@ class ProcessPoolTaskRunner(DispatchingTaskRunner):
         self._messages = MessageProcessors(self._factories)
         return self
 
+    def _stop(self, run_id: UUID) -> bool:
+        carrier = self._carrier
+        return carrier is not None and carrier.kill(run_id, "the run was cancelled")
+
     def cancel_all(self) -> None:
         """Cancel what has not started, wait for what runs, and end the worker processes."""
+        super().cancel_all()
+        with self._lock:
+            carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.close()
+
+
+class ExecutorTaskRunner(DispatchingTaskRunner):
+    """Runs tasks on any ``concurrent.futures.Executor``, also one whose workers share no disk with this process.
+
+    `executor` is an executor, which its owner shuts down, or a function without parameters that makes one when
+    it is first needed; that one is made anew when it breaks, and shut down with the runner. At most
+    `max_workers` attempts are with the executor at a time: give the number of its workers where it does not tell
+    it (a pool of the standard library and loky do), since time in a queue of its own counts for ``timeout_seconds``.
+    An attempt there cannot be stopped: a timeout gives it up. An executor that loses a worker loses what it says
+    that it lost, as CRASHED."""
+
+    def __init__(self, executor: Executor | Callable[[], Executor], max_workers: int | None = None) -> None:
+        given = hasattr(executor, "submit")
+        if not given and not callable(executor):
+            raise TypeError(f"executor must be an Executor or a function that makes one, got {executor!r}")
+        if max_workers is None:
+            from ._executors import size_of  # loads what other processes need: only for runners that do
+
+            max_workers = size_of(executor) or current_settings().thread_pool_max_workers
+        super().__init__(max_workers)
+        self._source: Any = executor
+        self._is_given = given
+        self._carrier: ExecutorCarrier | None = None
+
+    def _configuration(self) -> tuple[Any, ...]:
+        return ("executor", id(self._source), self._max_workers)
+
+    def duplicate(self) -> ExecutorTaskRunner:
+        """A runner on the same executor, or with the same factory, that is not started."""
+        return type(self)(self._source, self._max_workers)
+
+    def carrier(self) -> ExecutorCarrier:
+        """The executor."""
+        from ._executors import ExecutorCarrier  # loads what other processes need: only for runners that do
+
+        with self._lock:
+            if self._carrier is None:
+                executor, factory = (self._source, None) if self._is_given else (None, self._source)
+                self._carrier = ExecutorCarrier(executor, factory)
+            return self._carrier
+
+    def cancel_all(self) -> None:
+        """Cancel what has not started, wait for what runs, and shut down an executor of the runner's own."""
         super().cancel_all()
         with self._lock:
             carrier, self._carrier = self._carrier, None

@@ -39,6 +39,22 @@ def trials(pytestconfig: pytest.Config) -> Callable[[int], int]:
     return lambda default: default if wanted is None else wanted
 
 
+@pytest.fixture(scope="session")
+def dask_client() -> Iterator[object]:
+    """A Dask cluster of two worker processes, started by the first test that asks for it."""
+    from tests.executors_support import dask_cluster  # few tests want it, and it takes seconds to import
+
+    yield from dask_cluster()
+
+
+@pytest.fixture(scope="session")
+def runner_kind(request: pytest.FixtureRequest) -> object:
+    """The kind of runner that a common test runs on (``executors_support.each``), with what it needs."""
+    if request.param.fixture is not None:
+        request.getfixturevalue(request.param.fixture)
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give the test its own empty ``MICROFLOW_HOME``, and no other setting from outside."""

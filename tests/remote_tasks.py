@@ -289,3 +289,30 @@ class Thing:
     @classmethod
     def make(cls) -> Any:
         return cls("made")
+
+
+@task
+def taken(**kwargs):
+    """Keyword arguments that executors take for their own."""
+    return kwargs
+
+
+@task
+def token():
+    """Another one for each execution."""
+    return os.urandom(8).hex()
+
+
+@task(timeout_seconds=0.2)
+def slow_for_a_second():
+    time.sleep(1)
+
+
+@task
+def wait_for_child(number):
+    return add.submit(number, 1).result() + add.submit(number, 2).result()
+
+
+def closure_free(x=0):
+    """No task."""
+    return x

@@ -19,6 +19,7 @@ from .settings import current_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from .cache_policies import CachePolicy
     from .client.objects import TaskRun
     from .context import TaskRunContext
     from .states import State
@@ -61,7 +62,7 @@ class TaskOptions(TypedDict, total=False):
     #: whether ``print`` in the task logs at INFO; None: as its flow does
     log_prints: bool | None
     #: from what the key is made under which a result is found again; None: no key
-    cache_policy: Any
+    cache_policy: CachePolicy | type[NotSet] | None
     #: called with the run's context and the parameters; gives that key, or None for no key. Wins over `cache_policy`
     cache_key_fn: Callable[[TaskRunContext, dict[str, Any]], str | None] | None
     #: for how long a stored result is used

@@ -56,8 +56,10 @@ def record_pending(engine: BaseTaskRunEngine[Any]) -> None:
 async def _resolve(engine: BaseTaskRunEngine[Any], name: str, value: Any) -> Any:
     try:
         return await resolve_argument(value, engine.waits)
-    except (UpstreamTaskError, MicroflowException):
-        raise
+    except MicroflowException as error:
+        if type(error) is not MicroflowException:  # an upstream that failed, a result that is missing, …
+            raise
+        raise MicroflowException(f"parameter {name!r} of task {engine.task.name!r}: {error}") from error
     except Exception as error:  # whatever a user's container does when it is rebuilt
         raise MicroflowException(
             f"Failed to resolve inputs in parameter {name!r} of task {engine.task.name!r}: {describe(error)}. "

@@ -365,17 +365,17 @@ def _resolve_node(node: Any, context: dict[str, Any]) -> Any:
     annotation = context.get("annotation")
     if isinstance(annotation, quote):
         raise StopVisiting
+    if isinstance(node, RunFuture):
+        node.wait()  # done already, unless it came out of another run's result
+        node = node.state
+    if isinstance(node, State):
+        node = _value_of(node, allowed=isinstance(annotation, allow_failure))
     if isinstance(node, (FlowRun, TaskRun)) and not isinstance(annotation, opaque):
         raise MicroflowException(
             f"a {type(node).__name__} object cannot be an argument; pass a future, a state or the id, "
             f"or wrap it in opaque() to hand over the object itself"
         )
-    if isinstance(node, RunFuture):
-        node.wait()  # done already, unless it came out of another run's result
-        node = node.state
-    elif not isinstance(node, State):
-        return node
-    return _value_of(node, allowed=isinstance(annotation, allow_failure))
+    return node
 
 
 def _value_of(state: State[Any], *, allowed: bool) -> Any:

@@ -14,6 +14,7 @@ import pytest
 from microflow import Task, task
 from microflow._arguments import NotSet
 from microflow._task_options import TaskOptions
+from microflow.cache_policies import DEFAULT, INPUTS, NO_CACHE, CacheKeyFnPolicy
 from microflow.exceptions import ReservedArgumentError
 from microflow.settings import temporary_settings
 from microflow.tasks import exponential_backoff
@@ -205,17 +206,45 @@ class TestCachePolicy:
         assert (policy_of(made), made.persist_result) == (policy, persist)
         assert made.has_default_policy is (policy == "DEFAULT")
 
+    @pytest.mark.parametrize(
+        ("options", "policy", "persist"),
+        [
+            ({"cache_policy": INPUTS}, INPUTS, True),
+            ({"cache_policy": NO_CACHE}, NO_CACHE, None),
+            ({"cache_policy": NO_CACHE, "result_storage_key": "a"}, NO_CACHE, True),
+            ({"cache_policy": INPUTS, "result_storage_key": "a"}, None, True),
+            ({}, DEFAULT, None),
+            ({"persist_result": False}, NO_CACHE, False),
+        ],
+    )
+    def test_the_policy_itself_is_given_or_loaded_when_it_is_asked_for(self, options, policy, persist):
+        made = Task(lambda: 1, **options)
+        assert (made.cache_policy, made.persist_result) == (policy, persist)
+        made.cache_policy = None
+        assert made.cache_policy is None
+
     @pins("task_engine", 25)
-    def test_a_key_function_wins_over_a_missing_policy_without_a_word(self):
+    def test_a_key_function_wins_over_a_policy_with_a_warning_and_over_a_missing_one_without(self):
+        with pytest.warns(UserWarning, match="task '<lambda>' has both `cache_policy` and `cache_key_fn`"):
+            made = Task(lambda: 1, cache_key_fn=lambda *_: "key", cache_policy=INPUTS)
+        assert isinstance(made.cache_policy, CacheKeyFnPolicy)
+        assert made.persist_result is True
         with warnings_as_errors():
             assert policy_of(Task(lambda: 1, cache_key_fn=repr, cache_policy=None)) == "cache_key_fn"
 
     @pins("task_engine", 26)
-    def test_a_key_function_without_persistence_is_ignored_with_a_warning(self):
+    @pytest.mark.parametrize("options", [{"cache_key_fn": repr}, {"cache_policy": INPUTS}], ids=["function", "policy"])
+    def test_a_policy_without_persistence_is_ignored_with_a_warning(self, options):
         with pytest.warns(UserWarning, match="Ignoring `cache_policy` of task 'mine'") as caught:
-            made = task(name="mine", cache_key_fn=repr, persist_result=False)(lambda: 1)
-        assert policy_of(made) == "NO_CACHE"
+            made = task(name="mine", persist_result=False, **options)(lambda: 1)
+        assert made.cache_policy == NO_CACHE
         assert caught[0].filename == __file__
+
+    @pins("task_engine", 26)
+    @pytest.mark.parametrize("policy", [None, NO_CACHE])
+    def test_no_policy_without_persistence_needs_no_warning(self, policy):
+        with warnings_as_errors():
+            assert Task(lambda: 1, persist_result=False, cache_policy=policy).cache_policy == policy
 
     @pins("task_engine", 27)
     def test_caching_may_be_off_unless_a_task_asks_for_it(self):
@@ -225,12 +254,14 @@ class TestCachePolicy:
             keyed = Task(lambda: 1, result_storage_key="a")
             assert (policy_of(keyed), keyed.persist_result) == ("NO_CACHE", True)
             assert policy_of(Task(lambda: 1, cache_key_fn=repr)) == "cache_key_fn"
+            assert Task(lambda: 1, cache_policy=DEFAULT).cache_policy == DEFAULT
 
     @pins("task_engine", 28)
     def test_caching_may_be_off_for_all(self):
         with temporary_settings(task_disable_caching=True), warnings_as_errors():
             assert policy_of(Task(lambda: 1, cache_key_fn=repr)) == "NO_CACHE"
             assert policy_of(Task(lambda: 1, cache_key_fn=repr, persist_result=False)) == "NO_CACHE"
+            assert Task(lambda: 1, cache_policy=INPUTS).cache_policy == NO_CACHE
 
 
 class TestWithOptions:
@@ -309,6 +340,12 @@ class TestWithOptions:
             assert (copied.on_commit_hooks, copied.on_rollback_hooks) == ([print], [print])
             assert copied.on_commit_hooks is not original.on_commit_hooks
 
+    def test_a_policy_that_was_given_stays_and_is_not_taken_for_a_derived_one(self):
+        original = Task(lambda: 1, cache_policy=INPUTS)
+        assert original.with_options(name="other").cache_policy is INPUTS
+        assert original.with_options(cache_policy=None).cache_policy is None
+        assert original.with_options(persist_result=None).persist_result is True
+
     def test_what_was_assigned_to_an_attribute_stays(self):
         original = Task(lambda: 1, retries=1)
         original.retries, original.name = 5, "renamed"
@@ -319,7 +356,6 @@ class TestWithOptions:
         original = Task(lambda: 1, retries=1, retry_delay_seconds=exponential_backoff(1))
         assert original.with_options(retries=3).retry_delay_seconds == [1, 2, 4]
 
-    @pins("task_engine", 10)
     def test_what_is_refused_by_the_decorator_is_refused_here(self):
         with pytest.raises(TypeError, match="'retires'"):
             add.with_options(retires=3)

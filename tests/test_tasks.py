@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``@task`` makes of a function: binding, calling, methods, ``submit`` and ``map``."""
+"""What ``@task`` makes of a function: binding, calling, methods, run names and ``submit``."""
 
 from __future__ import annotations
 
+import functools
+import threading
+from collections import defaultdict
 from typing import Any
 
 import pytest
 
 from microflow import Task, allow_failure, flow, tags, task, unmapped
 from microflow._arguments import opaque, quote
-from microflow.exceptions import (
-    MappingLengthMismatch,
-    MappingMissingIterable,
-    ParameterBindError,
-    UpstreamTaskError,
-)
-from microflow.futures import ConcurrentFuture, FutureList
-from microflow.states import Completed
+from microflow.cache_policies import INPUTS
+from microflow.context import FlowRunContext, TaskRunContext
+from microflow.exceptions import MicroflowException, ParameterBindError
+from microflow.futures import ConcurrentFuture
+from microflow.tasks import task_input_hash
+from tests.behaviour_support import pins
 from tests.support import Colour, both, flow_run_ids, fold, memory_home, run, task_ids, task_states
 
 
@@ -45,11 +46,15 @@ async def add_async(x, y=1):
 
 
 class TestCalling:
+    @pins("task_engine", 29)
     def test_the_function_gets_the_very_objects(self):
         identity = Task(lambda value: value)
         box: list[int] = []
         assert identity(box) is box
+        Task(lambda value: value.append(1))(box)
+        assert box == [1]
 
+    @pins("task_engine", 31)
     def test_all_kinds_of_parameters_round_trip(self):
         @task
         def f(a, /, b, *args, c, d=4, **kwargs):
@@ -57,6 +62,7 @@ class TestCalling:
 
         assert f(1, 2, 3, c=5, e=6) == (1, 2, (3,), 5, 4, {"e": 6})
 
+    @pins("task_engine", 32)
     @pytest.mark.parametrize("made", [add, add_async], ids=["sync", "async"])
     def test_arguments_that_do_not_fit_raise_before_any_run_exists(self, made):
         @flow
@@ -70,6 +76,7 @@ class TestCalling:
         body()
         assert fold().tasks == {}
 
+    @pins("task_engine", 33)
     def test_binding_comes_before_the_complaint_about_the_missing_flow(self):
         with pytest.raises(ParameterBindError):
             add.submit(1, 2, 3)
@@ -93,6 +100,7 @@ class TestCalling:
         body()
         assert fold().tasks == {}
 
+    @pins("task_engine", 39)
     def test_a_coroutine_task_that_is_not_awaited_makes_no_run(self):
         @flow
         def body():
@@ -114,12 +122,25 @@ class TestCalling:
         for annotation in (unmapped, allow_failure, opaque, quote):
             assert colour.run(identity, annotation([1])) == [1]
 
+    @pins("task_engine", 34)
     def test_a_blocking_task_can_be_called_from_a_coroutine_flow(self):
         @flow
         async def body():
             return add(1), await add_async(2)
 
         assert run(body()) == (2, 3)
+
+    @pins("task_engine", 34)
+    def test_a_coroutine_task_can_be_submitted_by_a_blocking_task_which_waits_for_it(self):
+        @task
+        def outer():
+            return add_async.submit(1).result()
+
+        @flow
+        def body():
+            return outer(), outer.submit().result(), add_async.submit(3).result()
+
+        assert body() == (2, 2, 4)
 
     @both
     def test_a_task_can_call_tasks(self, colour: Colour):
@@ -164,6 +185,7 @@ class TestMethods:
         first, second = Named("first").tell, Named("second").tell
         assert (first(), second(), first()) == ("first", "second", "first")
 
+    @pins("task_engine", 30)
     def test_a_falsy_instance_is_bound_too(self):
         class Empty:
             def __len__(self):
@@ -214,6 +236,7 @@ class TestMethods:
 
 
 class TestRunNames:
+    @pins("task_engine", 3)
     @both
     def test_a_template_is_filled_from_parameters_and_defaults(self, colour: Colour):
         named = colour.task(lambda x, y=2: x + y, task_run_name="{x}-and-{y}")
@@ -229,6 +252,7 @@ class TestRunNames:
             "5-and-2",
         ]
 
+    @pins("task_engine", 2)
     def test_a_template_may_ask_the_instance(self):
         class Box:
             label = "blue"
@@ -241,6 +265,7 @@ class TestRunNames:
         inner = state.result(_sync=True)
         assert fold().task_run(str(inner.state_details.task_run_id)).name == "blue|7"
 
+    @pins("task_engine", 7, 8)
     @both
     def test_a_callable_is_asked_once_per_call_and_may_take_the_parameters(self, colour: Colour):
         asked: list[object] = []
@@ -258,13 +283,16 @@ class TestRunNames:
                 colour.run(named, 1)
         assert asked == [{"x": 1}, {"x": 1}]
 
+    @pins("task_engine", 5, 6)
     @both
     @pytest.mark.parametrize(
         ("template", "error", "text"),
         [(lambda: None, TypeError, "NoneType"), ("{nope}", KeyError, "nope")],
         ids=["callable", "template"],
     )
-    def test_a_bad_name_reaches_the_caller_and_leaves_the_run_pending(self, colour: Colour, template, error, text):
+    def test_a_bad_name_reaches_the_caller_and_leaves_the_run_pending(
+        self, colour: Colour, template, error, text, caplog
+    ):
         named = colour.task(lambda: 1, name="named", task_run_name=template)
 
         @colour.flow
@@ -274,9 +302,12 @@ class TestRunNames:
             with pytest.raises(error, match=text):
                 yield named.submit()
 
-        colour.run(body)
+        with caplog.at_level("ERROR"):
+            colour.run(body)
         assert task_states("<lambda>") == [["Pending"], ["Pending"]]
+        assert "Please wait for all submitted tasks" in caplog.text
 
+    @pins("task_engine", 9)
     def test_another_kind_of_name_is_refused_when_made_and_when_run(self):
         with pytest.raises(TypeError, match="Expected string or callable for 'task_run_name'; got int"):
             Task(lambda: 1, task_run_name=1)
@@ -327,132 +358,119 @@ class TestSubmit:
         assert recorded == [["a", "flow", "own"], ["a", "b", "flow", "own"]]
         assert fold().flow_run.tags == {"flow"}
 
-
-def mapped(*args: Any, function: Any = None, **kwargs: Any) -> Any:
-    """What a map over the tuple of the arguments comes to, inside of a flow."""
-    made = Task(function or (lambda x, y=None: (x, y)))
-    return flow(lambda: quote(made.map(*args, **kwargs).result()))().unwrap()
-
-
-class TestMap:
-    @pytest.mark.parametrize(
-        "over", [[1, 2], (1, 2), range(1, 3), {1: "a", 2: "b"}, (n for n in (1, 2)), Completed(data=[1, 2])]
-    )
-    def test_maps_over_all_kinds_of_iterables(self, over):
-        assert mapped(over) == [(1, None), (2, None)]
-
-    def test_pairs_iterables_of_one_length(self):
-        assert mapped([1, 2, 3], [4, 5, 6]) == [(1, 4), (2, 5), (3, 6)]
-
-    @pytest.mark.parametrize("static", ["text", b"bytes", 5, None, unmapped([1, 2, 3])])
-    def test_gives_what_is_not_mapped_to_each(self, static):
-        value = static.unwrap() if isinstance(static, unmapped) else static
-        assert mapped([1, 2], static) == [(1, value), (2, value)]
-
-    def test_a_default_is_never_mapped(self):
-        assert mapped([1, 2], function=lambda x, y=(1, 4): (x, y)) == [(1, (1, 4)), (2, (1, 4))]
-
-    def test_extra_keywords_are_mapped_or_static_like_others(self):
-        assert mapped([1, 2], z=[3, 4], w=5, function=lambda x, **more: (x, more)) == [
-            (1, {"z": 3, "w": 5}),
-            (2, {"z": 4, "w": 5}),
-        ]
-
-    def test_each_of_the_extra_positionals_is_mapped_by_itself(self):
-        assert mapped([1, 2], [3, 4], function=lambda *numbers: sum(numbers)) == [4, 6]
-
-    def test_nothing_to_map_over_makes_no_run(self):
-        assert mapped([]) == []
-        assert fold().tasks == {}
-
-    @pytest.mark.parametrize("args", [(5, 6), ("ab", "cd"), (unmapped([1]),)])
-    def test_no_iterable_is_an_error_before_any_run(self, args):
-        with pytest.raises(MappingMissingIterable):
-            mapped(*args)
-        assert fold().tasks == {}
-
-    def test_lengths_that_differ_are_an_error_before_any_run(self):
-        with pytest.raises(MappingLengthMismatch, match=r"3.*4"):
-            mapped([1, 2, 3], [1, 2, 3, 4])
-        assert fold().tasks == {}
-
+    @pins("task_engine", 35, 36)
     @both
-    def test_over_the_result_of_a_future_and_over_futures(self, colour: Colour):
-        numbers = colour.task(lambda: [1, 2, 3])
-        plus = colour.task(lambda x, y: x + y)
+    def test_a_future_can_be_waited_for_with_a_limit_and_gives_the_exception_when_asked_to(self, colour: Colour):
+        release = threading.Event()
+        slow = task(release.wait)
+        broken = colour.task(lambda: 1 / 0)
+
+        @flow
+        def body():
+            future = slow.submit()
+            try:
+                with pytest.raises(TimeoutError):
+                    future.result(timeout=0.01)
+                assert future.wait(0.01) is None
+                assert not future.state.is_completed()
+            finally:
+                release.set()
+            assert future.result() is True
+            error = broken.submit().result(raise_on_failure=False)
+            assert isinstance(error, ZeroDivisionError)
+            return 1
+
+        assert body() == 1
+
+    @pins("task_engine", 37, 38)
+    @both
+    def test_a_failed_task_fails_its_flow_only_if_the_flow_lets_it(self, colour: Colour):
+        broken = colour.task(lambda: 1 / 0, name="broken")
 
         @colour.flow
         def body():
-            future = numbers.submit()
-            doubled = plus.map(future, future)
-            again = plus.map(doubled, unmapped(doubled[0]))
-            results = []
-            for each in again:
-                results.append((yield each))
-            return results
+            broken.submit()
+            state = yield broken(return_state=True)
+            assert state.is_failed()
+            return "fine"
 
-        assert colour.run(body) == [4, 6, 8]
+        assert colour.run(body) == "fine"
 
-    def test_the_inputs_record_what_each_child_depends_on(self):
-        @flow
-        def body():
-            one, two = add.submit(1), add.submit(2)
-            both_of_them = add.map([one, two])
-            whole = Task(lambda: [1, 2]).submit()
-            children = add.map(whole)
-            return [
-                (child.task_run_id, future.task_run_id)
-                for child, future in [*zip(both_of_them, (one, two), strict=True), *((c, whole) for c in children)]
-            ]
 
-        expected = body()
-        for child, upstream in expected:
-            assert fold().tasks[str(child)].created["inputs"]["x"] == [["task_run", str(upstream)]]
+class TestArguments:
+    @pins("task_engine", 54)
+    @both
+    def test_a_quoted_future_arrives_as_a_future_also_where_inputs_make_the_key(self, colour: Colour):
+        look = colour.task(lambda x: isinstance(x, ConcurrentFuture), name="look", cache_policy=INPUTS)
 
-    def test_a_failed_future_as_the_iterable_raises_in_the_caller(self):
-        with pytest.raises(UpstreamTaskError):
-            flow(lambda: add.map(fail.submit()))()
-
-    def test_a_failed_member_fails_its_own_child_only(self):
-        states = flow(lambda: quote(add.map([fail.submit(), 2], return_state=True)))().unwrap()
-        assert [state.name for state in states] == ["NotReady", "Completed"]
-
-    def test_allow_failure_hands_the_exception_to_the_children(self):
-        @flow
-        def body():
-            future = fail.submit("bad")
-            each = Task(lambda x: repr(x)).map(allow_failure([future, 1])).result()
-            same = Task(lambda x, y: (x, repr(y))).map([1, 2], allow_failure(future)).result()
-            with pytest.raises(MappingMissingIterable):
-                add.map(allow_failure(future))
-            return quote((each, same))
-
-        bad = "ValueError('bad')"
-        assert body().unwrap() == ([bad, "1"], [(1, bad), (2, bad)])
-
-    def test_quote_is_mapped_over_and_kept(self):
-        @flow
+        @colour.flow
         def body():
             future = add.submit(1)
-            (kept,) = Task(lambda x: x is future).map(quote([future])).result()
-            return kept
+            state = yield look(quote(future), return_state=True)
+            return (state.name, state.result(_sync=True))
 
-        assert body() is True
+        assert tuple(colour.run(body)) == ("Completed", True)
 
-    def test_wait_for_may_be_a_one_shot_iterator(self):
-        @flow
+    @pins("task_engine", 55)
+    @both
+    def test_run_objects_are_refused_by_name_unless_they_are_opaque_or_quoted(self, colour: Colour):
+        identity = colour.task(lambda x: x, name="identity")
+
+        @colour.flow
         def body():
-            futures = add.map([1, 2], wait_for=iter([fail.submit()]))
-            futures.wait()
-            return quote([future.state.name for future in futures])
+            context = FlowRunContext.get()
+            assert context is not None
+            for call in (identity, identity.submit):
+                with pytest.raises(MicroflowException, match="parameter 'x' of task 'identity': a FlowRun object"):
+                    yield call(context.flow_run)
+            hands_over = Task(lambda: context.flow_run)
+            with pytest.raises(MicroflowException, match="a FlowRun object cannot be an argument"):
+                yield identity(hands_over.submit())
+            with pytest.raises(MicroflowException, match="a FlowRun object cannot be an argument"):
+                yield identity.map([context.flow_run])[0]
+            for annotation in (opaque, quote):
+                assert (yield identity(annotation(context.flow_run))) is context.flow_run
+            return 1
 
-        assert body().unwrap() == ["NotReady", "NotReady"]
+        assert colour.run(body) == 1
 
-    def test_keeps_the_order_of_its_input(self):
-        @flow
+    @both
+    def test_a_container_of_an_unusual_class_is_made_again_where_that_is_possible(self, colour: Colour):
+        identity = colour.task(lambda x: x, name="identity")
+
+        @colour.flow
         def body():
-            futures = add.map(range(50))
-            assert isinstance(futures, FutureList)
-            return quote(futures.result())
+            future = add.submit(1)
+            found = yield identity(defaultdict(list, {"a": future}))
+            assert (type(found), found.default_factory, found) == (defaultdict, list, {"a": 2})
+            plain = Pair(1, 2)
+            assert (yield identity(plain)) is plain
+            with pytest.raises(MicroflowException, match=r"parameter 'x' of task 'identity'.*Pair.*quote\(\)"):
+                yield identity(Pair(1, future))
+            return 1
 
-        assert body().unwrap() == list(range(1, 51))
+        assert colour.run(body) == 1
+
+
+class Pair(frozenset):
+    """A container whose constructor takes something else than its members."""
+
+    def __new__(cls, first, second):
+        return super().__new__(cls, [first, second])
+
+
+class TestSource:
+    def test_the_source_of_a_function_can_be_read_and_that_of_an_object_cannot(self):
+        assert add.source_code is not None
+        assert add.source_code.startswith("@task\ndef add(x, y=1):")
+        assert Task(functools.partial(add.fn, 1), name="one").source_code is None
+        assert Task(eval("lambda: 1")).source_code is None
+
+    def test_a_hash_of_task_code_and_inputs_is_a_cache_key_unless_an_input_shows_nothing(self):
+        context: Any = TaskRunContext(add, None, {}, None)  # type: ignore[arg-type]  # only the task is looked at
+        key = task_input_hash(context, {"x": [1]})
+        assert key is not None
+        assert key == task_input_hash(context, {"x": [1]})
+        assert key != task_input_hash(context, {"x": [2]})
+        assert key != task_input_hash(TaskRunContext(fail, None, {}, None), {"x": [1]})  # type: ignore[arg-type]
+        assert task_input_hash(context, {"x": threading.Lock()}) is None

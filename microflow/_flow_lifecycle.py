@@ -412,7 +412,7 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
                     if crashed:
                         self.handle_crash(interrupt)
                 finally:  # also when the log refuses the state: a runner that is left open leaves its threads behind
-                    await self._leave(runner)
+                    await self._leave(runner, interrupt if crashed else None)
                 if crashed:
                     await settle(self.call_hooks())
                 raise
@@ -452,16 +452,17 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
             error.__cause__ = cause
         return error, result
 
-    async def _leave(self, runner: TaskRunner[Any]) -> None:
+    async def _leave(self, runner: TaskRunner[Any], interrupt: BaseException | None = None) -> None:
         assert self.live is not None
         self.live.close_gate()
+        kind = None if interrupt is None else type(interrupt)
         if self.flow.isasync:
             for ending in runner.cancel_on_this_loop():
                 await self.waits.wait(ending)
         if runner.is_idle():
-            runner.__exit__(None, None, None)
+            runner.__exit__(kind, interrupt, None)
         else:  # joins what runs, which may be what the loop itself has to serve
-            await self.waits.block(runner.__exit__, None, None, None)
+            await self.waits.block(runner.__exit__, kind, interrupt, None)
 
     async def _settled(self, result: Any, limit: Limit | None) -> Any:
         """What the body returned, with the final states of its futures in their place."""

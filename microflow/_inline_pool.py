@@ -47,6 +47,7 @@ class InlinePool:
         self._stack: list[Any] = []
         self._draining = False
         self._closed = False
+        self.running: set[Any] = set()  # nobody else could look
         self._tasks: dict[Any, Any] = {}  # asyncio's -> ours
         # as a loop thread of a pool: where ``_deadlocks`` looks
         self.thread = threading.current_thread()
@@ -109,5 +110,9 @@ class InlinePool:
             task.cancel()
         return [job.future for job in self._tasks.values()]
 
-    def join(self) -> None:
+    def interrupt_coroutines(self) -> None:
+        """They were cancelled when the pool was closed."""
+
+    def join(self, patience: float | None = None) -> bool:
         """Nothing runs that could be waited for."""
+        return True

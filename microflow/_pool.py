@@ -19,6 +19,7 @@ One lock guards all fields. No job runs, and no callback is called, while it is 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -109,6 +110,8 @@ class Pool:
         self._loops: list[LoopThread] = []
         self._for_loops: deque[Job] = deque()
         self._closed = False
+        #: the jobs that run now; adding and removing are atomic
+        self.running: set[Job] = set()
 
     def is_unused(self) -> bool:
         """Whether no thread was ever started."""
@@ -135,7 +138,8 @@ class Pool:
             self._grants += 1
             self._ready.notify()
             return
-        thread = threading.Thread(target=self._work, name=f"{self.name}-{len(self._threads)}")
+        # Leaving the runner joins it. A daemon is what an interrupted program can leave behind.
+        thread = threading.Thread(target=self._work, name=f"{self.name}-{len(self._threads)}", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the system has no thread to give; those who are active serve the queue
@@ -164,10 +168,13 @@ class Pool:
                 self._to_loop(job)  # the slot goes with it
                 job = self._next(has_slot=False)
                 continue
+            self.running.add(job)
             try:
                 job.context.run(job.run, PoolSlot(self, job))
             except BaseException:  # a callback of the user's broke; the worker and the others go on (I7)
                 get_logger("task_runners").exception("a callback in worker thread %s raised", self.name)
+            finally:
+                self.running.discard(job)
             job = self._next()
 
     def _next(self, has_slot: bool = True) -> Job | None:
@@ -204,16 +211,27 @@ class Pool:
             self._ready.notify_all()
         return left
 
-    def join(self) -> None:
-        """Wait until every started job has ended and every thread of the pool is gone."""
+    def interrupt_coroutines(self) -> None:
+        """Cancel what runs on the loops; threads cannot be interrupted."""
+        for loop_thread in list(self._loops):
+            loop_thread.cancel()
+
+    def join(self, patience: float | None = None) -> bool:
+        """Wait until every started job has ended and every thread of the pool is gone, at most `patience` seconds;
+        says whether all are."""
+        deadline = None if patience is None else time.monotonic() + patience
+
+        def left() -> float | None:
+            return None if deadline is None else max(0.0, deadline - time.monotonic())
+
         try:
             for thread in list(self._threads):
-                thread.join()
+                thread.join(left())
         finally:  # also when Ctrl-C ends the wait: a loop that nobody stops would keep the process for ever
             for loop_thread in self._loops:
                 loop_thread.end_when_done()
-        for loop_thread in self._loops:  # grows meanwhile when a job on one of them blocks
-            loop_thread.close()
+        loops_ended = [loop_thread.close(left()) for loop_thread in self._loops]  # grows meanwhile when one is blocked
+        return all(loops_ended) and not any(thread.is_alive() for thread in self._threads)
 
     # ---------------------------------------------------------------------------- coroutines on loop threads
 
@@ -236,12 +254,14 @@ class Pool:
     async def _run_async(self, job: Job, loop_thread: LoopThread) -> None:
         slot = PoolSlot(self, job)
         loop_thread.slots.add(slot)
+        self.running.add(job)
         try:
             await job.run_async(slot)
         except BaseException:  # a callback of the user's broke; an interrupt out of here would end the loop (I7)
             get_logger("task_runners").exception("a callback on the loop thread of %s raised", self.name)
         finally:
             loop_thread.slots.discard(slot)
+            self.running.discard(job)
             with self.lock:
                 self.pass_on()
 
@@ -272,8 +292,12 @@ class LoopThread:
         self._ending = False
         self.blocked_by: Any = None  # kept by _deadlocks
         self.slots: set[PoolSlot] = set()  # of the jobs on it; touched by its own thread only
-        self.thread = threading.Thread(target=self._loop.run_forever, name=name)
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
 
     def call(self, fn: Any, *args: Any) -> None:
         """Call `fn` on the loop soon."""
@@ -300,8 +324,17 @@ class LoopThread:
             self._ending = True
             asyncio.run_coroutine_threadsafe(finish(), self._loop)
 
-    def close(self) -> None:
-        """Wait for what runs, then end the loop and its thread."""
+    def cancel(self) -> None:
+        """Cancel what runs on the loop."""
+
+        def cancel_tasks() -> None:
+            for task in list(self._tasks):
+                task.cancel()
+
+        self._loop.call_soon_threadsafe(cancel_tasks)
+
+    def close(self, patience: float | None = None) -> bool:
+        """Wait for what runs, at most `patience` seconds, then end the loop and its thread; says whether it ended."""
         self.end_when_done()
-        self.thread.join()
-        self._loop.close()
+        self.thread.join(patience)
+        return not self.thread.is_alive()

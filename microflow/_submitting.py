@@ -12,19 +12,20 @@ Leaving a runner cancels what has not started (recorded as CANCELLED) and joins 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextvars import copy_context
 from enum import Enum
-from threading import Event, Lock
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ._arguments import find
 from ._pool import LoopThread, NoThread, Pool, PoolSlot
-from ._waits import SLOT, BlockingWaits, finish, slot_given_back
+from ._waits import SLOT, BlockingWaits, StopSignal, finish, slot_given_back
 from .calls import Call, new_call, upstreams
 from .exceptions import LogError, Pause, StorageError
 from .futures import ConcurrentFuture, FutureList, RunFuture, resolve_argument
-from .states import Cancelled, Pending, State, exception_to_crashed_state
+from .logging import get_logger
+from .states import Cancelled, Crashed, Pending, State, exception_to_crashed_state
 from .task_engine import run_call
 
 if TYPE_CHECKING:
@@ -243,14 +244,33 @@ class Submission:
                 self.future.set_exception(Pause("the flow run is suspended", state=flow_state))
             return
         state: State[Any] = Cancelled(message="The run was cancelled before it started.")
+        self._record(state)
+        if not self.future.cancelled():
+            self.future.set_result(state)
+
+    def leave_behind(self) -> None:
+        """The program was interrupted while the function runs, which cannot be stopped: record the run as crashed. What
+        the function still does is recorded nowhere."""
+        name = self.call.task_run.name
+        get_logger("task_runners").warning("task run %r was still running when its runner was interrupted", name)
+        state: State[Any] = Crashed(message="The program was interrupted, and did not wait for the function to return.")
+        self._record(state)
+        try:
+            self._ended(state)
+        except InvalidStateError:  # it has ended at this moment
+            pass
+
+    def _record(self, state: State[Any]) -> None:
         state.state_details.task_run_id = self.call.task_run.id
         state.state_details.flow_run_id = self.call.task_run.flow_run_id
         try:
             self.call.recorder.propose_task(self.call.task_run, [state], force=True)
         except (LogError, StorageError):  # the flow run has the same trouble and reports it
             pass
-        if not self.future.cancelled():
-            self.future.set_result(state)
+
+
+#: how long a runner that is left by an interrupt waits for what cannot be interrupted, in seconds
+INTERRUPT_PATIENCE = 0.5
 
 
 class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
@@ -265,7 +285,7 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
         self._waiting: set[Submission] = set()
         # guards ``_waiting`` and the counts of unmet dependencies; no callback is called while it is held
         self._lock = Lock()
-        self.cancel_event = Event()
+        self.cancel_event = StopSignal()
 
     def _configuration(self) -> tuple[Any, ...]:
         """What two runners must have in common to be equal."""
@@ -385,7 +405,13 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
         return False
 
     def cancel_all(self) -> None:
-        """Cancel what has not started, tell what runs (its ``cancel_event``), and wait for that to end."""
+        """Cancel what has not started, tell what runs (its ``cancel_event``), and wait for that to end. A retry that
+        waits for its time does not wait any longer."""
+        self._end(None)
+
+    def _end(self, patience: float | None) -> None:
+        """Leave the pool. What runs is waited for; with `patience`, coroutines are cancelled and threads are waited for
+        so many seconds: then what runs there is recorded as crashed and left behind."""
         self.cancel_event.set()
         with self._lock:  # both at once: what is released from now on must not be recorded by recursion
             pool, self._pool = self._pool, None
@@ -394,19 +420,27 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
             return
         for submission in (*pool.close(), *waiting):
             submission.record_cancelled()
+        if patience is not None:
+            pool.interrupt_coroutines()
         with slot_given_back():
-            pool.join()
+            all_ended = pool.join(patience)
+        if not all_ended:
+            for submission in list(pool.running):
+                submission.leave_behind()
 
     def __enter__(self: PooledSelf) -> PooledSelf:
         super().__enter__()
-        self.cancel_event = Event()
+        self.cancel_event = StopSignal()
         self._pool = Pool(self._max_workers, f"microflow-{self.name}")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.cancel_all()
+        if error is None or isinstance(error, Exception):
+            self.cancel_all()
+        else:
+            self._end(INTERRUPT_PATIENCE)
         super().__exit__(kind, error, trace)
 
 

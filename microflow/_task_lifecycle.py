@@ -237,7 +237,9 @@ class BaseTaskRunEngine(Generic[R]):
         due = state.state_details.scheduled_time
         if due is None or state.type is not StateType.SCHEDULED:
             return
-        await self.waits.sleep(((to_us(due) or 0) - now_us()) / 1e6)
+        await self.waits.sleep(((to_us(due) or 0) - now_us()) / 1e6, self.context.get("cancel_event"))
+        if self.is_cancelled():
+            return
         self.set_state(Retrying() if state.name == "AwaitingRetry" else Running(), force=True)
         await settle(self.call_hooks())
 

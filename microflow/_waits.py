@@ -161,8 +161,8 @@ class Waits(Protocol):
         """Call user code."""
         ...
 
-    async def sleep(self, seconds: float) -> None:
-        """Let `seconds` pass."""
+    async def sleep(self, seconds: float, cancelled: StopSignal | None = None) -> None:
+        """Let `seconds` pass, or less when it is `cancelled`."""
 
     async def wait(self, thing: Waitable) -> None:
         """Wait until `thing` is complete."""
@@ -185,11 +185,14 @@ class BlockingWaits:
             return Outcome(error=error)
         return Outcome(value)
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, cancelled: StopSignal | None = None) -> None:
         """Block this thread for `seconds`; its slot goes to another run meanwhile."""
         if seconds > 0:
             with slot_given_back():
-                time.sleep(seconds)
+                if cancelled is None:
+                    time.sleep(seconds)
+                else:
+                    cancelled.wait(seconds)
 
     async def wait(self, thing: Waitable) -> None:
         """Block this thread until `thing` is complete."""
@@ -213,12 +216,24 @@ class AsyncioWaits:
             return Outcome(error=error)
         return Outcome(value)
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, cancelled: StopSignal | None = None) -> None:
         """Sleep on the loop for `seconds`."""
         import asyncio  # loaded only by runs that already use it
 
-        if seconds > 0:
+        if seconds <= 0:
+            return
+        if not isinstance(cancelled, StopSignal):
             await asyncio.sleep(seconds)
+            return
+        awake = asyncio.Event()
+        wake = on_loop(awake.set)
+        cancelled.add_done_callback(wake)
+        try:
+            await asyncio.wait_for(awake.wait(), seconds)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            cancelled.forget(wake)
 
     async def wait(self, thing: Waitable) -> None:
         """Wait on the loop until `thing` is complete; the callback arrives from any thread."""
@@ -243,22 +258,30 @@ class AsyncioWaits:
         return value
 
 
+def on_loop(fn: Callable[[], object]) -> Callable[[object], None]:
+    """A callback for any thread that calls `fn` on the loop which runs here, as long as there is one."""
+    import asyncio  # only coroutines on a loop come here
+
+    loop = asyncio.get_running_loop()
+
+    def call(_: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(fn)
+
+    return call
+
+
 async def completion_of(thing: Waitable) -> None:
     """Wait on the running loop until `thing` calls back, giving this run's slot back meanwhile."""
     import asyncio  # only coroutines on a loop come here
 
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
+    done = asyncio.get_running_loop().create_future()
 
     def settle() -> None:
         if not done.done():
             done.set_result(None)
 
-    def wake(_: object) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle)
-
-    thing.add_done_callback(wake)
+    thing.add_done_callback(on_loop(settle))
     slot = SLOT.get()
     if slot is None:
         await done
@@ -304,6 +327,30 @@ def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 # ------------------------------------------------------------------------------------------------- slots
+
+
+class StopSignal(threading.Event):
+    """Set when a runner is left: what has not begun is not to begin, what sleeps wakes. A :class:`Waitable`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._callbacks: dict[Callable[[Any], object], None] = {}  # its operations are atomic
+
+    def set(self) -> None:
+        """Tell everybody."""
+        super().set()
+        while self._callbacks:
+            self._callbacks.popitem()[0](self)
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
+        """Call `fn` when it is set, in the thread that sets it; here when it is set already."""
+        self._callbacks[fn] = None
+        if self.is_set():
+            self.set()
+
+    def forget(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn` no more."""
+        self._callbacks.pop(fn, None)
 
 
 class Slot(Protocol):

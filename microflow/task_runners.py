@@ -223,10 +223,9 @@ class ProcessPoolTaskRunner(DispatchingTaskRunner):
         carrier = self._carrier
         return carrier is not None and carrier.kill(run_id, "the run was cancelled")
 
-    def cancel_all(self) -> None:
-        """Cancel what has not started, wait for what runs, and end the worker processes."""
-        super().cancel_all()
-        with self._lock:
+    def _end(self, patience: float | None) -> None:
+        super()._end(patience)
+        with self._lock:  # and now the worker processes
             carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.close()
@@ -272,10 +271,9 @@ class ExecutorTaskRunner(DispatchingTaskRunner):
                 self._carrier = ExecutorCarrier(executor, factory)
             return self._carrier
 
-    def cancel_all(self) -> None:
-        """Cancel what has not started, wait for what runs, and shut down an executor of the runner's own."""
-        super().cancel_all()
-        with self._lock:
+    def _end(self, patience: float | None) -> None:
+        super()._end(patience)
+        with self._lock:  # and now an executor of the runner's own
             carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.close()

@@ -156,7 +156,7 @@ class FakeBlockingWaits(BlockingWaits):
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, cancelled: Any = None) -> None:
         """Record instead of sleeping."""
         if seconds > 0:
             self.clock.sleep(seconds)
@@ -168,7 +168,7 @@ class FakeAsyncioWaits(AsyncioWaits):
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, cancelled: Any = None) -> None:
         """Record instead of sleeping."""
         if seconds > 0:
             self.clock.sleep(seconds)

@@ -174,7 +174,7 @@ def test_ctrl_c_while_a_runner_with_coroutine_tasks_closes_does_not_keep_its_loo
 
     close = _pool.LoopThread.close
 
-    def interrupted(loop_thread: _pool.LoopThread) -> None:
+    def interrupted(loop_thread: _pool.LoopThread, patience: float | None = None) -> None:
         go.set()
         raise KeyboardInterrupt
 

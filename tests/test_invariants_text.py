@@ -35,7 +35,7 @@ STATE_SETTERS = {
     "_flow_lifecycle.BaseFlowRunEngine.set_state": "the flow engine's",
     "_tracking.Tracking._append": "a subflow's tracking run has no engine: its state is the child's",
     "_flow_lifecycle.BaseFlowRunEngine._prepare": "NotReady, before the run begins",
-    "_submitting.Submission.record_cancelled": "a run that no engine ever had",
+    "_submitting.Submission._record": "a run that no engine ever had, or whose engine is left behind",
     "_submitting.PooledTaskRunner._submit_all": "the creation of runs that no engine has yet",
     "tasks.Task.create_run": "the creation of a run that no engine has yet",
     "client.memory.MemoryTasks.create_tasks": "is propose_task, many times",

@@ -448,9 +448,9 @@ class TestLoops:
         outside: ConcurrentFuture[Any] = ConcurrentFuture(uuid4(), Future())
         real = LoopThread.close
 
-        def close(loop_thread):
+        def close(loop_thread, patience=None):
             leave.set()
-            real(loop_thread)
+            return real(loop_thread, patience)
 
         monkeypatch.setattr(LoopThread, "close", close)
 

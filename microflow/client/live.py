@@ -440,6 +440,8 @@ class LiveRun:
                 f"process {os.getpid()} was forked from {self._pid}, which owns flow run {self.run_id}; "
                 f"a forked child cannot append to its parent's run"
             )
+        if self.epoch is not None and self.token is None:
+            raise Fenced(f"this process has let go of run {self.run_id}; what goes on there is not recorded")
 
     @property
     def must_sync(self) -> bool:

@@ -97,6 +97,11 @@ def new_call(
         task_run = live.run.task_run(str(run_id))
         if ended is not None:
             task_run.state = ended
+            if task._asset_deps or task.assets or flow_context.task_run_assets:
+                from .assets import AssetContext  # only runs that have to do with assets
+
+                # what flows into the runs after it is as it was; nothing is noted again
+                AssetContext.from_task_and_inputs(task, run_id, inputs)
         return Call(task_run, live, flow_context, ended, again, waits)
     task_run = _new_task_run(task, run_id, f"{task.name}-{run_id.hex[:3]}", flow_run, inputs)
     return Call(task_run, live, flow_context, waits=waits)

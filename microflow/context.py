@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
     from types import TracebackType
+    from uuid import UUID
 
     from ._timeouts import Limit
     from .client.live import LiveRun
@@ -112,6 +113,7 @@ class FlowRunContext(ContextModel):
         "live",
         "parameters",
         "parent",
+        "task_run_assets",
         "task_runner",
     )
     _current = ContextVar("microflow_flow_run", default=None)
@@ -138,6 +140,8 @@ class FlowRunContext(ContextModel):
         self.parent = FlowRunContext.get()
         #: which plain values came from which run
         self.links = Links()
+        #: the assets that flow on from each task run that has to do with some
+        self.task_run_assets: dict[UUID, tuple[Any, ...]] = {}
         self._pauses = count(1)
         self._start = now_us()
 

@@ -20,7 +20,7 @@ from .states import Pending, Scheduled, StateType
 from .task_engine import run_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
     from typing import Concatenate, Literal
     from uuid import UUID
 
@@ -67,6 +67,10 @@ class Task(Definition, Generic[P, R_co]):
     """A function whose calls are task runs: recorded, retried, and handed back in a re-execution.
 
     Call it to run it here, ``submit`` it to run it in the flow's task runner, ``map`` it over iterables."""
+
+    #: the assets that its runs make, and the tool that makes them for it; a plain task makes none
+    assets: Sequence[Any] = ()
+    materialized_by: str | None = None
 
     hook_types = {  # noqa: RUF012 - never changed
         "on_completion": StateType.COMPLETED,

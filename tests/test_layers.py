@@ -74,6 +74,8 @@ FLOORS: dict[str, float] = {
     "client.memory": 3.25,
     "client.requests": 3.25,
     "client.news": 3.25,
+    "client.asset_events": 3.25,
+    "client.coroutines": 3.25,
     "client.orchestration": 3.3,
     "client.waiting": 3.35,
     "client.inputs": 3.25,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The in-process API over the state log: create, claim, read, list, filter, delete.
 
-:class:`SyncClient` does the work; :class:`Client` has the same methods as coroutines. Reading never
+:class:`SyncClient` does the work; ``coroutines.Client`` has the same methods as coroutines. Reading never
 writes: what readers see of a run whose process died is derived (``Run.seen``).
 
 A task run's id alone is found in this process; else the logs of all runs are searched, which is slow
@@ -36,6 +36,8 @@ from ..log import FORMAT, FORMAT_VERSION
 from ..settings import current_settings, resolve_home
 from ..states import Pending, Scheduled, State, StateType
 from ..stores import FileStore, MemoryStore, Store
+from .asset_events import AssetEvent, read_asset_events
+from .coroutines import Client as Client
 from .deferred import carried_by, first_line
 from .fold import Run, state_record
 from .inputs import answer_records
@@ -400,6 +402,17 @@ class SyncClient:
         fits = _filter(names, state_types, state_names, tags)
         return [task for task in found if fits(task)][offset:][:limit]
 
+    def read_asset_events(
+        self,
+        *,
+        flow_run_id: UUID | str | None = None,
+        task_run_id: UUID | str | None = None,
+        asset_key: str | None = None,
+    ) -> list[AssetEvent]:
+        """What happened to assets, in the order in which it was recorded: in one flow run, by one task run, to one
+        asset, or all of these. Without `flow_run_id` the logs of all runs are read."""
+        return read_asset_events(self, flow_run_id, task_run_id, asset_key)
+
     # --------------------------------------------------------------------------------------------- writing
 
     def set_flow_run_state(self, flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Answer:
@@ -492,79 +505,6 @@ def _working_folder() -> str | None:
 
 def _host() -> str:
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "unknown")
-
-
-class Client:
-    """The methods of :class:`SyncClient` as coroutines, for ``async with get_client() as client``."""
-
-    def __init__(self, client: SyncClient) -> None:
-        self._client = client
-
-    async def __aenter__(self) -> Client:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    async def create_flow_run(self, flow: Flow[Any, Any], **fields: Any) -> FlowRun:
-        """See :meth:`SyncClient.create_flow_run`."""
-        return self._client.create_flow_run(flow, **fields)
-
-    async def read_flow_run(self, flow_run_id: UUID | str) -> FlowRun:
-        """See :meth:`SyncClient.read_flow_run`."""
-        return self._client.read_flow_run(flow_run_id)
-
-    async def read_flow_runs(self, **filters: Any) -> list[FlowRun]:
-        """See :meth:`SyncClient.read_flow_runs`."""
-        return self._client.read_flow_runs(**filters)
-
-    async def read_flow_run_states(self, flow_run_id: UUID | str) -> list[State[Any]]:
-        """See :meth:`SyncClient.read_flow_run_states`."""
-        return self._client.read_flow_run_states(flow_run_id)
-
-    async def read_task_run(self, task_run_id: UUID | str, *, flow_run_id: UUID | str | None = None) -> TaskRun:
-        """See :meth:`SyncClient.read_task_run`."""
-        return self._client.read_task_run(task_run_id, flow_run_id=flow_run_id)
-
-    async def create_task_run(self, task: Task[Any, Any], task_run: TaskRun, **fields: Any) -> TaskRun:
-        """See :meth:`SyncClient.create_task_run`."""
-        return self._client.create_task_run(task, task_run, **fields)
-
-    async def read_task_run_parameters(self, task_run_id: UUID | str) -> dict[str, Any]:
-        """See :meth:`SyncClient.read_task_run_parameters`."""
-        return self._client.read_task_run_parameters(task_run_id)
-
-    async def read_task_runs(self, **filters: Any) -> list[TaskRun]:
-        """See :meth:`SyncClient.read_task_runs`."""
-        return self._client.read_task_runs(**filters)
-
-    async def read_task_run_states(
-        self, task_run_id: UUID | str, *, flow_run_id: UUID | str | None = None
-    ) -> list[State[Any]]:
-        """See :meth:`SyncClient.read_task_run_states`."""
-        return self._client.read_task_run_states(task_run_id, flow_run_id=flow_run_id)
-
-    async def set_flow_run_state(self, flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Answer:
-        """See :meth:`SyncClient.set_flow_run_state`."""
-        return self._client.set_flow_run_state(flow_run_id, state, force)
-
-    async def resume_flow_run(self, flow_run_id: UUID | str, run_input: dict[str, Any] | None = None) -> None:
-        """See :meth:`SyncClient.resume_flow_run`."""
-        self._client.resume_flow_run(flow_run_id, run_input)
-
-    async def suspend_flow_run(self, flow_run_id: UUID | str, state: State[Any], inputs: Iterable[Any] = ()) -> None:
-        """See :meth:`SyncClient.suspend_flow_run`."""
-        self._client.suspend_flow_run(flow_run_id, state, inputs)
-
-    async def cancel_flow_run(self, flow_run_id: UUID | str) -> State[Any]:
-        """See :meth:`SyncClient.cancel_flow_run`."""
-        return self._client.cancel_flow_run(flow_run_id)
-
-    async def delete_flow_run(self, flow_run_id: UUID | str) -> None:
-        """See :meth:`SyncClient.delete_flow_run`."""
-        self._client.delete_flow_run(flow_run_id)
 
 
 # guards the table of clients; held while a client is made, which opens nothing

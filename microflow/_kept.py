@@ -3,9 +3,10 @@
 
 A result is *kept* (on by default, ``MICROFLOW_KEEP_RESULTS``), which is not *persisted* (``results``):
 up to 16 KiB inline in the record of the final state, larger ones in a result file named by its SHA-256,
-written before the record that names it. Over 1 MiB nothing is kept, with one warning. Tagged JSON comes
-first; pickle only where JSON cannot carry the value. A value that cannot be kept never fails a task:
-the run completes without a kept result, and a re-execution runs it again.
+written before the record that names it. Over 1 MiB nothing is kept, with one warning, but for what is
+to be persisted anyway. Tagged JSON comes first; pickle only where JSON cannot carry the value. A value
+that cannot be kept never fails a task: the run completes without a kept result, and a re-execution runs
+it again.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ class ResultFiles(Protocol):
 
 
 def keep(
-    value: Any, run_id: str, store: ResultFiles, name: str, what: str | None = "result"
+    value: Any, run_id: str, store: ResultFiles, name: str, what: str | None = "result", *, whole: bool = False
 ) -> dict[str, Any] | None:
     """The record member that keeps `value`, or None when it cannot be kept. May write a result file,
     which happens before the caller appends the record: a record never names a file that is not there.
-    `name` is the task's or flow's, for the warning, which also says `what` is not kept; None for no warning."""
+    `name` is the task's or flow's, for the warning, which also says `what` is not kept; None for no warning.
+    `whole` keeps what is larger than the limit, too."""
     kind = type(value)
     if kind in _PLAIN or (kind is int and -(1 << 53) < value < 1 << 53) or (kind is str and len(value) < 1024):
         return {"json": value}  # what most tasks return needs no second look (saves 3 µs of 60 per task)
@@ -70,7 +72,7 @@ def keep(
             return None
         if len(packed) <= INLINE_LIMIT:
             return {form: base64.b64encode(packed).decode("ascii")}
-    if len(packed) > KEEP_LIMIT:
+    if len(packed) > KEEP_LIMIT and not whole:
         _warn(what, name, f"has {len(packed):,} bytes, more than the {KEEP_LIMIT:,} that are kept for re-execution")
         return None
     try:
@@ -124,6 +126,8 @@ class KeptResult(Value[Any]):
     """A result that is loaded from the log or its file each time it is asked for."""
 
     __slots__ = ("_entry", "_run_id", "_store")
+
+    kept_whole = True  # it was, where it comes from
 
     def __init__(self, entry: dict[str, Any], run_id: str, store: ResultFiles) -> None:
         self._entry = entry

@@ -130,6 +130,8 @@ class ResultRecord(Value[R]):
 
     __slots__ = ("is_persisted", "metadata")
 
+    kept_whole = True
+
     def __init__(self, result: R, metadata: ResultRecordMetadata | None = None, is_persisted: bool = False) -> None:
         super().__init__(result)
         self.metadata = ResultRecordMetadata() if metadata is None else metadata

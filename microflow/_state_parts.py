@@ -91,6 +91,9 @@ class Value(Generic[R]):
 
     __slots__ = ("_value",)
 
+    #: whether the log keeps the value however large it is
+    kept_whole = False
+
     def __init__(self, value: R) -> None:
         self._value = value
 

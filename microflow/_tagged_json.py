@@ -135,11 +135,11 @@ def _class_path(kind: type) -> str:
 class _Writer:
     """One call of :func:`to_json`. An error leaves it useless."""
 
-    __slots__ = ("depth", "left")
+    __slots__ = ("depth", "left", "most_members")
 
-    def __init__(self) -> None:
+    def __init__(self, most_members: int) -> None:
         self.depth = 0
-        self.left = MAX_MEMBERS
+        self.left = self.most_members = most_members
 
     def write(self, value: Any) -> Any:
         kind = type(value)
@@ -175,7 +175,7 @@ class _Writer:
     def count(self, members: int) -> None:
         self.left -= members
         if self.left < 0:
-            raise NotEncodable(f"it has more than {MAX_MEMBERS:,} members when it is written out")
+            raise NotEncodable(f"it has more than {self.most_members:,} members when it is written out")
 
     def named(self, values: dict[str, Any], piece: str) -> dict[str, Any]:
         """A dict whose keys are plain; `piece` makes a key a step of the path."""
@@ -352,14 +352,14 @@ def _writer_of(kind: type) -> Callable[[_Writer, Any], Any] | None:
     return lambda _, value: _tag(tag, str(value))
 
 
-def to_json(value: Any, *, root: str = "result") -> Any:
+def to_json(value: Any, *, root: str = "result", most_members: int = MAX_MEMBERS) -> Any:
     """`value` as plain JSON types, tagged where JSON has no such type. `root` names the value in errors.
 
     NotEncodable, with the path to the culprit, for a type that is not listed at the head of this module, for
     more than 100 levels, and for what contains itself.
     """
     try:
-        return _Writer().write(value)
+        return _Writer(most_members).write(value)
     except NotEncodable as error:
         error.root = root
         raise

@@ -195,9 +195,9 @@ class ResultStore:
         return key
 
     def _version(self, key: str) -> object:
-        """What tells one content of the key from the next, of storages that can say."""
+        """What tells one content of the key from the next, of storages that can say, and from that of others."""
         version = getattr(self.metadata_storage or self.result_storage, "version", None)
-        return None if version is None else version(key)
+        return self.result_storage, self.metadata_storage, version and version(key)
 
     def _where(self, key: str) -> str:
         try:
@@ -331,6 +331,8 @@ def default_holder() -> str:
 
 # -------------------------------------------------------------------------------------------- what is current
 
+_cache = ResultCache()  # of the stores that are given out where no run has one
+
 
 def get_result_store() -> ResultStore:
     """The store of the current task run, else of the current flow run, else a new one with the defaults."""
@@ -338,7 +340,7 @@ def get_result_store() -> ResultStore:
         store: ResultStore | None = getattr(context, "result_store", None)
         if store is not None:
             return store
-    return ResultStore()
+    return ResultStore(cache=_cache)
 
 
 def should_persist_result() -> bool:

@@ -224,13 +224,19 @@ class AutoSerializer(Serializer):
         return "pickle" if blob[:1] == b"\x80" else "json"  # no JSON begins so, and every pickle of ours does
 
 
+_MOST_MEMBERS = 100_000_000  # what is shared is written out each time: an end must be
+
+
 class JSONSerializer(AutoSerializer):
     """Tagged JSON only."""
 
     type = "json"
 
     def dumps(self, obj: Any) -> bytes:
-        return pack(obj, allow_pickle=False)[1]
+        try:
+            return _dumps(to_json(obj, most_members=_MOST_MEMBERS)).encode("ascii")
+        except RecursionError as error:
+            raise NotEncodable("the stack is full") from error
 
     def _form(self, blob: bytes) -> str:
         return "json"

@@ -166,6 +166,14 @@ def test_a_value_over_1_mib_is_not_kept_with_one_warning_for_each_task(store):
         assert keep(value, RUN, store, "other") is None
 
 
+def test_what_is_to_be_kept_whole_is_kept_however_large_it_is(store):
+    value = "x" * KEEP_LIMIT
+    entry = keep(value, RUN, store, "big", whole=True)
+    assert entry is not None
+    result = KeptResult(entry, RUN, store)
+    assert (result.load(), result.kept_whole, Value(1).kept_whole) == (value, True, False)
+
+
 @pytest.mark.parametrize("make", [Hostile, lambda: lambda: 1, lambda: open(os.devnull), lambda: (x for x in ())])  # noqa: SIM115
 def test_a_value_that_cannot_be_written_is_not_kept_and_raises_nothing(make, store):
     value = make()

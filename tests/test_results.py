@@ -159,6 +159,20 @@ def test_a_result_in_memory_is_not_read_from_the_disk_again(folder, monkeypatch)
     assert store.read("k").result == 5
 
 
+def test_stores_that_share_their_memory_do_not_take_one_storage_for_another():
+    first = ResultStore(MemoryStorage())
+    other = ResultStore(MemoryStorage(), cache=first.cache)
+    first.write(1, "k")
+    other.write(2, "k")
+    assert [store.read("k").result for store in (first, other, first)] == [1, 2, 1]
+
+
+def test_json_carries_a_million_members(folder):
+    store = ResultStore(folder, serializer="json")
+    store.write([1] * 1_000_000, "k")
+    assert len(store.read("k").result) == 1_000_000
+
+
 @pins("task_engine", 144)
 def test_a_dict_that_looks_like_metadata_comes_back_unchanged(form, folder):
     store = form(folder)

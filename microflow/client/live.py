@@ -22,7 +22,7 @@ from .._kept import KeptResult, keep
 from .._waits import now_us, to_datetime
 from ..events import Record
 from ..exceptions import Conflict, Fenced, LogError, StorageError
-from ..states import AwaitingRetry, State, StateType
+from ..states import AwaitingRetry, State, StateType, Value
 from ..transitions import flow_verdict, task_verdict
 from .fold import Run, TaskHistory, note_record, state_record, task_record
 from .objects import FINAL
@@ -65,14 +65,14 @@ class Answer:
 def _kept(state: State[Any], run_id: str, store: Store, name: str, keep_results: bool) -> dict[str, Any] | None:
     """The result member of a state's record. Called before the mutex is taken: it may write a file."""
     kind = state.type
-    if kind not in FINAL or not keep_results:
-        return None
     data = state.data
+    if kind not in FINAL or not keep_results or data is None:
+        return None
     if isinstance(data, KeptResult) and (entry := data.entry_for(run_id)) is not None:
         return entry  # handed on as it stands in a log
-    if data is None:
-        return None
-    return keep(data.load() if hasattr(data, "load") else data, run_id, store, name)
+    if not isinstance(data, Value):
+        return keep(data, run_id, store, name)
+    return keep(data.load(), run_id, store, name, whole=data.kept_whole)
 
 
 class LiveRun:

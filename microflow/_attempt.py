@@ -30,6 +30,7 @@ from ._tagged_json import NotEncodable
 from ._waits import BlockingWaits, finish, run_coroutine
 from .context import ContextModel, FlowRunContext, hydrated_context
 from .exceptions import ConfigurationError, SerializationError
+from .logging import effective_log_prints
 from .serializers import pack, unpack
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class _Attempt:
                 teach(live, header["history"]["records"], history, header["history"]["dropped"])
                 live.calls_made().update((bytes.fromhex(call), number) for call, number in header["calls"].items())
                 self.position = live.run.position
+            if any(header["context"][part].get("log_prints") for part in ("flow_run_context", "task_run_context")):
+                effective_log_prints(True)  # the contexts say of which runs; this is what looks at them
             args, kwargs = task.parameters.call_arguments(parameters)
             return _listed(finish(BlockingWaits().call(task.fn, *args, **kwargs)).unwrap())
 

@@ -22,7 +22,7 @@ from ._tagged_json import import_resolver
 from .client.objects import FlowRun, TaskRun
 from .client.orchestration import SyncClient
 from .entrypoints import entrypoint_of, load_entrypoint, why_not_importable
-from .exceptions import MissingResult, SerializationError, StorageError
+from .exceptions import ConfigurationError, MissingResult, SerializationError, StorageError
 from .states import Running, State
 from .stores import MemoryStore
 
@@ -165,7 +165,15 @@ def detached_run(facts: dict[str, Any], flow: Any, *, keep_results: bool = True)
     live = SyncClient(MemoryStore(), keep_results=keep_results).start(run, flow, {}, Running(), own=True)
     here = live.flow_run
     here.attempt, here.run_count, here.parameters = attempt, run_count, parameters
+    live.propose = live.decide = _refuse  # type: ignore[method-assign]  # the flow run's states are its owner's
     return live
+
+
+def _refuse(*proposed: Any, **options: Any) -> Any:
+    raise ConfigurationError(
+        "a task that runs in another process cannot pause, suspend or end its flow run; have the flow do it, or give "
+        "the id of the flow run"
+    )
 
 
 # ------------------------------------------------------------------------------- what is known of a task's own calls

@@ -279,12 +279,14 @@ def serialize_context() -> dict[str, Any]:
             "flow_run": describe_flow_run(flow.flow_run),
             "task_runner": class_name(getattr(flow.task_runner, "nested_runner", None) or type(flow.task_runner)),
             "keep_results": flow.live.keep_results,
+            "log_prints": flow.log_prints,
             "start_time": flow._start,
         }
     if task is not None:
         parts["task_run_context"] = {
             "task": describe_definition(task.task),
             "task_run": describe_task_run(task.task_run),
+            "log_prints": task.log_prints,
             "start_time": task._start,
         }
     return parts
@@ -322,7 +324,7 @@ def _hydrate_flow(part: dict[str, Any], flow: Any, stack: ExitStack) -> LiveRun:
     live = detached_run(part["flow_run"], flow, keep_results=part["keep_results"])
     runner = import_resolver(*part["task_runner"].split(":"))()
     context = FlowRunContext(flow, live.flow_run, live, current_client(), runner, live.flow_run.parameters)
-    context._start = part["start_time"]
+    context._start, context.log_prints = part["start_time"], part["log_prints"]
     stack.enter_context(context)
     stack.enter_context(runner)
     return live
@@ -335,7 +337,7 @@ def _hydrate_task(part: dict[str, Any], task: Any, parameters: Any, stack: ExitS
     client = None if flow_context is None else flow_context.client
     task = task if task is not None else stand_in(part["task"])
     context = TaskRunContext(task, task_run_from(part["task_run"]), parameters or {}, client)
-    context._start = part["start_time"]
+    context._start, context.log_prints = part["start_time"], part["log_prints"]
     stack.enter_context(context)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from microflow import flow, get_run_logger, task
 from microflow.context import FlowRunContext, TaskRunContext, current_tags
+from microflow.flow_runs import pause_flow_run
 from microflow.settings import current_settings
 from microflow.states import Completed
 
@@ -316,3 +317,51 @@ def wait_for_child(number):
 def closure_free(x=0):
     """No task."""
     return x
+
+
+@task
+def counted(folder, number):
+    """Leaves a file for each execution."""
+    (Path(folder) / f"{number}-{os.urandom(4).hex()}").touch()
+    return number
+
+
+@task
+def parent_that_fails_once(folder, mark):
+    """Two calls in each attempt; the first attempt fails after them, also in a program that is killed."""
+    found = counted(folder, 1) + counted.submit(folder, 2).result()
+    if not Path(mark).exists():
+        Path(mark).touch()
+        raise ValueError("the first time")
+    return found
+
+
+@task
+def modules_loaded(*names):
+    """Which of these modules are loaded in the process."""
+    return [name for name in names if name in sys.modules]
+
+
+@task(log_prints=True)
+def printing(text):
+    print(text)
+
+
+@task
+def printing_as_its_flow_says(text):
+    print(text)
+
+
+@task
+def pause_here():
+    pause_flow_run(timeout=1)
+
+
+@task
+def big_text():
+    return "x" * 50_000
+
+
+@task
+def parent_with_big_child():
+    return len(big_text())

@@ -3,15 +3,34 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ._crash_trials import crash_everywhere
 from ._executor_checks import check
+from .client import orchestration
+from .settings import temporary_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
-__all__ = ["check_executor"]
+    from .client.orchestration import SyncClient
+
+__all__ = ["check_executor", "crash_everywhere", "memory_home"]
+
+
+@contextmanager
+def memory_home() -> Iterator[SyncClient]:
+    """Keep the runs of the block in memory, apart from all others and gone after it; yields the client that reads
+    them. For the code of the block and the runs that it starts, not for other threads."""
+    before = orchestration._clients
+    orchestration._clients = {}
+    try:
+        with temporary_settings(home=":memory:"):
+            yield orchestration.current_client()
+    finally:
+        orchestration._clients = before
 
 
 def check_executor(factory: Callable[[], Executor], *, show: bool = True) -> dict[str, str]:

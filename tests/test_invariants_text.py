@@ -94,6 +94,7 @@ ASYNCIO = {
     "_inline_pool": "starts coroutine tasks on the loop that runs already, where there are no threads",
     "_timeouts": "the limit of a coroutine cancels its asyncio task",
     "cli": "a coroutine flow's loop",
+    "_crash_trials": "a coroutine flow's loop, in a child process",
     "_locks": "waiting for a lock on a loop, for a time",
     "results": "reading and writing off the loop",
 }

@@ -122,6 +122,7 @@ FLOORS: dict[str, float] = {
     "worker": 7,
     "tasks": 8,
     "flows": 8,
+    "_crash_trials": 8.5,
     "_executor_checks": 8.9,
     "testing": 9,
     "ext": 9,

@@ -117,6 +117,26 @@ class opaque(BaseAnnotation[T]):
     __slots__ = ()
 
 
+class freeze(BaseAnnotation[T]):
+    """A value that is plain JSON and is handed over as it is. TypeError when JSON cannot carry it."""
+
+    __slots__ = ()
+
+    def __new__(cls, value: T) -> freeze[T]:
+        """Annotate `value`, which is looked through now."""
+        import json  # rare here: only for this annotation
+
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"freeze() takes plain JSON, and not this {type(value).__name__}: {error}") from error
+        return super().__new__(cls, value)  # type: ignore[return-value]  # mypy takes it for the base class
+
+    def unfreeze(self) -> T:
+        """The value."""
+        return self.value
+
+
 # ---------------------------------------------------------------------------------- what has members, and how
 
 _SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes, type})

@@ -34,6 +34,7 @@ from ._timeouts import limit as start_limit
 from ._tracking import Tracking
 from ._waits import Waits, now_us, settle, to_us
 from .client.live import Answer, LiveRun
+from .client.objects import FlowRunResult
 from .client.orchestration import SyncClient, current_client
 from .context import FlowRunContext, current_tags
 from .exceptions import (
@@ -183,6 +184,9 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
             await settle(self.handle_exception(error))
             return
         await self._conclude(terminal)
+        context = FlowRunContext.get()
+        if context is not None and context.parent is not None and self.flow_run is not None:
+            context.parent.links.add(result, self.flow_run.id, FlowRunResult)  # for calls that its caller makes with it
 
     async def _handle_exception(self, error: Exception) -> None:
         self._raised = error

@@ -59,6 +59,8 @@ class StateDetails:
     retriable: bool | None = None
     transition_id: UUID | None = None
     task_parameters_id: UUID | None = None
+    traceparent: str | None = None
+    deployment_concurrency_lease_id: UUID | None = None
     returned_state: bool = False  # the run's function returned this very state, and so does its call
 
     def __init__(self, **given: Any) -> None:

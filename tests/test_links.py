@@ -149,6 +149,21 @@ def test_a_task_that_was_called_by_a_task_of_the_same_flow_run_has_a_parent():
     assert inputs("inner", child) == [{"x": []}]
 
 
+@both
+def test_the_result_of_a_subflow_leads_to_its_flow_run(colour: Colour):
+    subflow = colour.flow(lambda: Thing(), name="subflow")
+    take = colour.task(lambda x: None, name="take")
+
+    @colour.flow(name="main")
+    def main():
+        yield take((yield subflow()))
+
+    colour.run(main)
+    (main_id,), (child,) = flow_run_ids("main"), flow_run_ids("subflow")
+    assert inputs("take", main_id) == [{"x": [child]}]
+    assert created("take", main_id)[0]["inputs"]["x"] == [["flow_run", child]]
+
+
 @pins("task_engine", 61)
 def test_a_value_of_a_run_that_goes_on_makes_it_a_parent_until_it_has_ended():
     thing, run_id = Thing(), uuid4()

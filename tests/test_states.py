@@ -58,6 +58,7 @@ from microflow.states import (
     raise_state_exception,
     return_value_to_state,
 )
+from tests.behaviour_support import pins
 
 NOW = datetime(2025, 11, 21, 3, 4, 5, 678901, timezone.utc)
 LATER = NOW + timedelta(hours=1)
@@ -321,6 +322,7 @@ def test_a_state_can_be_copied_by_the_copy_module():
 # ----------------------------------------------------------------------------------- 1.4 result()
 
 
+@pins("task_engine", 86)
 @pytest.mark.parametrize("raise_on_failure", [True, False])
 def test_a_paused_state_raises_paused_run_with_the_state(raise_on_failure):
     state = Paused(data=5)
@@ -377,6 +379,7 @@ def test_result_is_a_plain_call_in_blocking_code_and_a_coroutine_on_a_loop_unles
 # ----------------------------------------------------------------------------------- 1.5 state to exception
 
 
+@pins("task_engine", 84)
 @pytest.mark.parametrize(("constructor", "wrapper"), FAILURES)
 def test_without_data_the_exception_says_the_message_or_a_default(constructor, wrapper):
     default = f"Run {CONSTRUCTORS[constructor][0].lower()}."
@@ -395,6 +398,7 @@ def test_a_base_exception_as_data_is_the_exception():
     assert get_state_exception(Crashed(data=error)) is error
 
 
+@pins("task_engine", 85)
 @pytest.mark.parametrize("kind", [list, tuple, set])
 def test_states_as_data_give_the_exception_of_the_first_that_failed(kind):
     error = ValueError("inner")
@@ -453,6 +457,7 @@ def test_a_failed_state_by_hand_without_data_keeps_its_message_as_the_reason():
         state.result()
 
 
+@pins("task_engine", 80)
 @pytest.mark.parametrize(
     ("members", "kind", "message"),
     [
@@ -480,6 +485,7 @@ def test_one_state_of_a_run_is_aggregated_alone():
     assert state.data.load() is inner
 
 
+@pins("task_engine", 80)
 @pytest.mark.parametrize("value", [None, 0, [], (), {}, {"a": Failed()}, [Failed(), 1], ValueError("returned")])
 def test_anything_else_is_a_value_of_a_completed_run(value):
     state = return_value_to_state(value)

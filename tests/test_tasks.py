@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from microflow import Task, allow_failure, flow, tags, task, unmapped
-from microflow._arguments import opaque, quote
+from microflow._arguments import freeze, opaque, quote
 from microflow.cache_policies import INPUTS
 from microflow.context import FlowRunContext, TaskRunContext
 from microflow.exceptions import MicroflowException, ParameterBindError
@@ -119,8 +119,14 @@ class TestCalling:
     @both
     def test_annotations_are_taken_off_before_the_function_sees_the_value(self, colour: Colour):
         identity = colour.task(lambda value: value)
-        for annotation in (unmapped, allow_failure, opaque, quote):
+        for annotation in (unmapped, allow_failure, opaque, quote, freeze):
             assert colour.run(identity, annotation([1])) == [1]
+
+    def test_only_plain_json_can_be_frozen(self):
+        assert freeze({"a": [1, None]}).unfreeze() == {"a": [1, None]}
+        for value in (object(), float("nan"), {1, 2}):
+            with pytest.raises(TypeError, match=f"not this {type(value).__name__}"):
+                freeze(value)
 
     @pins("task_engine", 34)
     def test_a_blocking_task_can_be_called_from_a_coroutine_flow(self):

@@ -21,13 +21,15 @@ Re-execution: a run that was taken over goes on in RUNNING without a new record;
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._arguments import find
-from ._boundary import is_held, released, stop_signal
+from ._boundary import check_boundary, is_held, released, stop_signal
 from ._definitions import hook_name
 from ._flow_outcome import FlowOutcome
+from ._handing_over import Closed, hand_over
 from ._termination import meant_by
 from ._timeouts import Limit
 from ._timeouts import limit as start_limit
@@ -259,7 +261,9 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
     def _open_subflow(self, context: FlowRunContext) -> State[Any] | None:
         tracking = self._tracking = Tracking.of(self.flow, self.parameters or {}, context)
         if tracking.call.ended is not None:
-            return tracking.call.ended
+            if not self.flow.isgenerator:
+                return tracking.call.ended
+            tracking.replace_child()  # what it yielded is in no log
         self.live, ended = tracking.open_child(self.flow, self.parameters or {}, self.client)
         return ended
 
@@ -437,24 +441,65 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
     async def _call_body(self, context: FlowRunContext) -> tuple[Exception | None, Any]:
         """What the body raised, and what it returned with its futures replaced, within the time limit of an attempt."""
         seconds = self.flow.timeout_seconds
-        limit = context.limit = start_limit(seconds, isasync=self.flow.isasync) if seconds else None
+        context.limit = start_limit(seconds, isasync=self.flow.isasync) if seconds else None
         error: Exception | None = None
         result = None
         try:
             result = await settle(self.call_flow_fn())
-            result = await self._settled(result, limit)
+            if self.flow.isgenerator:
+                result = await self._hand_over_from(result, context)
+            result = await self._settled(result, context.limit)
         except Exception as failure:  # user code: the run's outcome, not ours to judge
             error = failure
         except BaseException as interrupt:
+            limit = context.limit
             if limit is None or not limit.close() or not limit.owns(interrupt):
                 raise
         finally:
-            late = limit is not None and limit.close()
+            late = context.limit is not None and context.limit.close()
         if late:
-            cause = error
-            error = FlowRunTimeoutError(f"flow {self.flow.name!r} timed out after {seconds} second(s)")
-            error.__cause__ = cause
+            error = self._too_late(error)
         return error, result
+
+    def _too_late(self, cause: Exception | None) -> FlowRunTimeoutError:
+        error = FlowRunTimeoutError(
+            f"flow {self.flow.name!r} timed out after {self.flow.timeout_seconds} second(s)"
+        )
+        error.__cause__ = cause
+        return error
+
+    async def _hand_over_from(self, generator: Any, context: FlowRunContext) -> Any:
+        """Hand over what the body yields, one by one; gives what it returns. A consumer that wants no more closes it,
+        and the run has COMPLETED without a value. The time limit goes on while the consumer has an item, but does not
+        interrupt the consumer."""
+        step = generator.asend if self.flow.isasync else generator.send
+        throw = generator.athrow if self.flow.isasync else generator.throw
+        call: tuple[Any, Any] = (step, None)
+        while True:
+            outcome = await self.waits.call(*call)
+            if isinstance(outcome.error, (StopIteration, StopAsyncIteration)):
+                return getattr(outcome.error, "value", None)
+            item, limit = outcome.unwrap(), context.limit
+            if limit is not None and limit.close():
+                return None  # late: the limit's owner says so
+            try:
+                call = (step, await hand_over(item))
+            except Closed:
+                await self._close(generator)
+                return None
+            except BaseException as thrown:  # by the consumer, at the body
+                call = (throw, thrown)
+            if limit is not None:
+                left = limit.due - time.monotonic()
+                if left <= 0:
+                    await self._close(generator)
+                    raise self._too_late(None)
+                context.limit = start_limit(left, isasync=self.flow.isasync)
+            check_boundary(context)
+
+    async def _close(self, generator: Any) -> None:
+        """Have the body's ``finally`` run; what it raises is its failure."""
+        (await self.waits.call(generator.aclose if self.flow.isasync else generator.close)).unwrap()
 
     async def _leave(self, runner: TaskRunner[Any], interrupt: BaseException | None = None) -> None:
         assert self.live is not None

@@ -14,6 +14,8 @@ from ._termination import Termination
 from ._waits import AsyncioWaits, BlockingWaits, finish
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Generator
+
     from .client.live import LiveRun
     from .client.objects import FlowRun
     from .flows import Flow
@@ -128,6 +130,47 @@ async def run_flow_async(
     return answer
 
 
+def _run_items(engine: BaseFlowRunEngine[Any], return_type: ReturnType) -> Any:
+    if return_type == "state":
+        raise ValueError(
+            f"the items of generator flow {engine.flow.name!r} are its result; it cannot return its state"
+        )
+    return engine._run()
+
+
+def run_generator_flow_sync(
+    flow: Flow[Any, R],
+    flow_run: FlowRun | None = None,
+    parameters: dict[str, Any] | None = None,
+    wait_for: Any = None,
+    return_type: ReturnType = "result",
+    *,
+    live: LiveRun | None = None,
+) -> Generator[Any, Any, Any]:
+    """Run a generator flow while its items are consumed; see :func:`run_flow`. Nothing happens before the first item
+    is asked for. A consumer that stops early (``close``, ``break``) completes the run."""
+    from ._handing_over import handed_over  # only for generator flows
+
+    engine = FlowRunEngine(flow, parameters, flow_run, wait_for, live)
+    return handed_over(lambda: _run_items(engine, return_type), engine.result)
+
+
+def run_generator_flow_async(
+    flow: Flow[Any, R],
+    flow_run: FlowRun | None = None,
+    parameters: dict[str, Any] | None = None,
+    wait_for: Any = None,
+    return_type: ReturnType = "result",
+    *,
+    live: LiveRun | None = None,
+) -> AsyncGenerator[Any, Any]:
+    """Run an async generator flow while its items are consumed; see :func:`run_generator_flow_sync`."""
+    from ._handing_over import handed_over_async  # only for generator flows
+
+    engine = AsyncFlowRunEngine(flow, parameters, flow_run, wait_for, live)
+    return handed_over_async(lambda: _run_items(engine, return_type), engine.result)
+
+
 def run_flow(
     flow: Flow[Any, Any],
     flow_run: FlowRun | None = None,
@@ -137,10 +180,16 @@ def run_flow(
     *,
     live: LiveRun | None = None,
 ) -> Any:
-    """Run a flow: a value or state for a blocking flow, a coroutine for an async one.
+    """Run a flow: a value or state for a blocking flow, a coroutine for an async one, a generator or async generator
+    for
+    one that yields.
 
     `flow_run` is an existing run to claim and run; its recorded parameters are used unless `parameters` are
     given, which replace them wholly. `wait_for` is waited for first. `return_type` is "result" or "state".
     `live` is a run that the caller has claimed already."""
-    run = run_flow_async if flow.isasync else run_flow_sync
+    run: Callable[..., Any]
+    if flow.isgenerator:
+        run = run_generator_flow_async if flow.isasync else run_generator_flow_sync
+    else:
+        run = run_flow_async if flow.isasync else run_flow_sync
     return run(flow, flow_run, parameters, wait_for, return_type, live=live)

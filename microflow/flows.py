@@ -110,8 +110,6 @@ class Flow(Definition, Generic[P, R_co]):
             raise InvalidNameError(
                 f"Flow name {self.name!r} contains an invalid character. Names may not hold any of: {_FORBIDDEN}"
             )
-        if self.isgenerator:
-            raise TypeError(f"{self.name!r} is a generator function; generator flows are not supported yet")
         self.flow_run_name = options.get("flow_run_name")
         self._check_run_name(self.flow_run_name)
         settings = current_settings()

@@ -87,7 +87,7 @@ def test_I2_nobody_but_the_client_appends_and_it_does_so_in_few_places():
 # ------------------------------------------------------------------------------------------------ I6
 
 SHARED = {"_task_lifecycle": "BaseTaskRunEngine", "_flow_lifecycle": "BaseFlowRunEngine"}
-OURS_TO_AWAIT = {"settle", "resolve_argument", "prepare", "_resolve", "_wait_for_dependencies", "released"}
+OURS_TO_AWAIT = {"settle", "resolve_argument", "prepare", "_resolve", "_wait_for_dependencies", "released", "hand_over"}
 ASYNCIO = {
     "_waits": "AsyncioWaits, and what carries a coroutine to a loop",
     "_pool": "loop threads",

@@ -39,6 +39,7 @@ FLOORS: dict[str, float] = {
     "settings": 0.1,
     "_timeouts": 0.1,
     "_termination": 0.1,
+    "_handing_over": 0.1,
     "_containers": 0.1,
     "_deadlocks": 0.1,
     "_arguments": 0.2,

@@ -451,6 +451,20 @@ class BaseTaskRunEngine(Generic[R]):
 
     # ------------------------------------------------------------------------------------ the whole life
 
+    def asset_context(self) -> Any:
+        """The scope of what an attempt reads and makes outside; see ``assets``."""
+        from .assets import attempt_context  # only runs that have to do with assets
+
+        return attempt_context(self)
+
+    def _deals_in_assets(self) -> bool:
+        context = self._call.flow_context if self._call is not None else None
+        return bool(self.task._asset_deps or self.task.assets or (context is not None and context.task_run_assets))
+
+    async def _attempt_with_assets(self) -> None:
+        async with entered(self.asset_context()):
+            await self._attempt()
+
     async def _run(
         self,
         task_run_id: UUID | None = None,
@@ -462,7 +476,7 @@ class BaseTaskRunEngine(Generic[R]):
                 if self.state.type is StateType.SCHEDULED:
                     await settle(self.wait_until_ready())
                 if not (self.is_cancelled() and await self._cancel()):
-                    await self._attempt()
+                    await self._attempt_with_assets() if self._deals_in_assets() else await self._attempt()
 
     async def _attempt(self) -> None:
         async with entered(self.run_context()):

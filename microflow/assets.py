@@ -15,7 +15,8 @@ or FAILED, the events are appended as notes beside its last state, and ``client.
 A Cached run emits nothing: nothing was made. An inner task is unrelated to the one that called it.
 
 Known holes: an event is lost if the process dies between the last state and the note. What flows is known within one
-flow run, so a subflow's assets do not reach the tasks after it.
+flow run, so a subflow's assets do not reach the tasks after it. A task that runs in another process cannot add
+metadata.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from typing import TYPE_CHECKING, Any
 
 from . import _strict_json
 from ._plain_json import plain
+from ._waits import scope
 from .client.objects import TaskRunResult
 from .context import ContextModel, FlowRunContext
 from .states import StateType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
     from uuid import UUID
 
+    from ._task_lifecycle import BaseTaskRunEngine
     from .client.live import LiveRun
     from .client.memory import MemoryTasks
     from .client.objects import TaskRun, TaskRunInput
@@ -231,6 +234,19 @@ class AssetContext(ContextModel):
         """Append the events, as many to a line as fit. What the append precedes is said in ``LiveRun.note``."""
         for line in _lines(self.events(state)):
             recorder.note(task_run, "asset", *line)
+
+
+@scope
+async def attempt_context(engine: BaseTaskRunEngine[Any]) -> AsyncGenerator[AssetContext, None]:
+    """The context of an attempt of a task run. What happened to its assets is noted once the run has ended."""
+    call, task_run = engine._call, engine.task_run
+    assert call is not None and task_run is not None
+    context = AssetContext.from_task_and_inputs(engine.task, task_run.id, task_run.task_inputs)
+    try:
+        with context:
+            yield context
+    finally:
+        context.record(engine.state, task_run, call.recorder)
 
 
 def add_asset_metadata(asset: str | Asset, metadata: Mapping[str, Any]) -> None:

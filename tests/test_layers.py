@@ -128,6 +128,7 @@ FLOORS: dict[str, float] = {
     "testing": 9,
     "ext": 9,
     "ext.vendor": 9.1,
+    "ext.aws_lambda": 9.1,
     "_progress": 9,
     "cli": 10,
     "__init__": 11,

@@ -209,6 +209,9 @@ class Unresolved:
             return cache_policies.CachePolicy.from_cache_key_fn(cache_key_fn)
         return getattr(cache_policies, self.name)
 
+    def __reduce__(self) -> str:  # there is one of each, also after a task was pickled
+        return "KEY_FN" if self is KEY_FN else self.name
+
     def __repr__(self) -> str:
         return self.name
 

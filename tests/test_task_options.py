@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 import warnings
 from contextlib import contextmanager
 from datetime import timedelta
@@ -222,6 +224,11 @@ class TestCachePolicy:
         assert (made.cache_policy, made.persist_result) == (policy, persist)
         made.cache_policy = None
         assert made.cache_policy is None
+
+    @pytest.mark.parametrize("options", [{}, {"persist_result": False}, {"cache_key_fn": repr}])
+    def test_a_policy_that_follows_from_the_options_does_so_in_another_process_too(self, options):
+        marker = Task(print, **options)._cache_policy
+        assert pickle.loads(pickle.dumps(marker)) is copy.deepcopy(marker) is marker
 
     @pins("task_engine", 25)
     def test_a_key_function_wins_over_a_policy_with_a_warning_and_over_a_missing_one_without(self):

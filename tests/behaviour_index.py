@@ -7,7 +7,9 @@ from __future__ import annotations
 DIFFERENT: dict[str, dict[int, str]] = {
     "task_engine": {
         24: "`with_options` takes every option of the decorator",
+        48: "`wait_for` is read when a task is submitted",
         56: "A container of any class",
+        81: "A generator object that a plain task returns",
         95: "`retry_condition_fn` may be any callable",
         108: "A run that its runner cancels before an attempt",
         109: "A final state is never overwritten without force",

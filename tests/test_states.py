@@ -477,6 +477,7 @@ def test_states_of_runs_are_aggregated(members, kind, message):
         assert state.data.load() is collection
 
 
+@pins("task_engine", 83)
 def test_one_state_of_a_run_is_aggregated_alone():
     inner = of_a_run(Failed())
     state = return_value_to_state(inner)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ from microflow.states import (
     Value,
 )
 from microflow.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine, run_task, run_task_sync
+from tests.behaviour_support import pins
 from tests.support import (
     Colour,
     Witness,
@@ -129,6 +131,7 @@ class TestStates:
         assert (recorded.end_time, recorded.run_count) == (completed.timestamp, 2)
         assert len({state.at for state in fold().task_states(key)}) == 4
 
+    @pins("task_engine", 91)
     @both
     def test_details_carry_the_task_run_and_inside_of_flows_the_flow_run(self, colour: Colour):
         made = colour.task(lambda: 1)
@@ -140,6 +143,7 @@ class TestStates:
 
 
 class TestReturnedStates:
+    @pins("task_engine", 74)
     @both
     def test_a_state_made_by_hand_is_the_final_state(self, colour: Colour):
         made = colour.task(lambda: State("FAILED", message="m", data=True))
@@ -148,6 +152,7 @@ class TestReturnedStates:
         with pytest.raises(TypeError):
             state.result(_sync=True)
 
+    @pins("task_engine", 79, 80)
     @both
     @pytest.mark.parametrize(
         ("make", "name", "message"),
@@ -167,6 +172,7 @@ class TestReturnedStates:
         state = in_flow(colour, made)
         assert (state.name, state.message) == (name, message)
 
+    @pins("task_engine", 77, 80)
     @both
     @pytest.mark.parametrize("value", [{"a": Failed()}, [Failed(), 1], [], ValueError("returned")])
     def test_anything_else_is_a_value(self, colour: Colour, value):
@@ -185,6 +191,7 @@ class TestReturnedStates:
         future = ConcurrentFuture[int](uuid4(), Future())
         assert colour.run(colour.task(lambda: future)) is future
 
+    @pins("task_engine", 75)
     @both
     def test_a_returned_failed_state_is_retried(self, colour: Colour):
         calls: list[int] = []
@@ -197,6 +204,7 @@ class TestReturnedStates:
         assert in_flow(colour, work).result(_sync=True) == "done"
         assert task_states("work") == [["Pending", "Running", "Retrying", "Completed"]]
 
+    @pins("task_engine", 78)
     @both
     def test_a_state_returned_twice_counts_as_an_upstream_the_second_time(self, colour: Colour):
         shared = Completed(data=1)
@@ -443,10 +451,20 @@ class TestHooks:
         assert task_states("<lambda>") == [["Pending", "Running", "Completed"]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """An argument with fields."""
+
+    things: list[Any]
+
+
 class TestUpstreams:
+    @pins("task_engine", 40, 41, 42, 49)
     @both
-    @pytest.mark.parametrize("wrap", [lambda f: f, lambda f: [f], lambda f: {"k": (1, {"deep": f})}, lambda f: {f: 1}])
-    def test_a_failed_upstream_anywhere_in_an_argument_leaves_the_run_not_ready(self, colour: Colour, wrap):
+    @pytest.mark.parametrize(
+        "wrap", [lambda f: f, lambda f: [f], lambda f: {"k": (1, {"deep": f})}, lambda f: {f: 1}, lambda f: Held([f])]
+    )
+    def test_a_failed_upstream_anywhere_in_an_argument_leaves_the_run_not_ready(self, colour: Colour, wrap, caplog):
         called, seen = Witness(), list[Any]()
 
         @colour.task
@@ -463,7 +481,9 @@ class TestUpstreams:
             follower.wait()
             seen.extend((broken.task_run_id, direct, submitted, follower))
 
-        colour.run(body)
+        with caplog.at_level("ERROR"):
+            colour.run(body)
+        assert "Finished in state NotReady(" in caplog.text
         broken_id, direct, submitted, follower = seen
         for state in (direct, submitted.state):
             assert (state.type, state.name) == ("PENDING", "NotReady")
@@ -472,6 +492,7 @@ class TestUpstreams:
         assert not called
         assert set(map(tuple, task_states("consumer"))) == {("Pending", "NotReady")}
 
+    @pins("task_engine", 43, 44, 45)
     @both
     def test_allow_failure_lets_failed_and_not_ready_through_but_nothing_else(self, colour: Colour):
         identity = colour.task(lambda value: value, name="identity")
@@ -492,6 +513,7 @@ class TestUpstreams:
         assert values == [FAILURE, [FAILURE, 1], None, {"a": FAILURE}]
         assert states == ["NotReady"] * 3
 
+    @pins("task_engine", 46, 47)
     @both
     def test_wait_for_waits_and_obeys_the_same_rules(self, colour: Colour):
         identity = colour.task(lambda value: value, name="identity")
@@ -501,13 +523,16 @@ class TestUpstreams:
             good, broken = identity.submit(1), colour.task(failing(1)).submit()
             stuck = identity.submit(broken)
             names = []
+            mapped = identity.map([broken, stuck, 1])
             for wait_for in (good, [good, 5], [broken], [allow_failure([broken, stuck])], [Failed()], "plain"):
                 names.append((yield identity(1, wait_for=wait_for, return_state=True)).name)
+            names.append((yield identity(1, wait_for=[allow_failure(mapped)], return_state=True)).name)
             return quote(names)
 
-        expected = ["Completed", "Completed", "NotReady", "Completed", "NotReady", "Completed"]
+        expected = ["Completed", "Completed", "NotReady", "Completed", "NotReady", "Completed", "Completed"]
         assert colour.run(body).unwrap() == expected
 
+    @pins("task_engine", 50, 52)
     @both
     def test_states_are_replaced_by_their_results_also_inside_of_results(self, colour: Colour):
         identity = colour.task(lambda value: value)
@@ -516,6 +541,7 @@ class TestUpstreams:
         with pytest.raises(UpstreamTaskError):
             raise_not_ready(colour.run(identity, [Failed()], return_state=True))
 
+    @pins("task_engine", 53)
     @both
     def test_opaque_and_quote_keep_what_they_hold_from_being_looked_into(self, colour: Colour):
         identity = colour.task(lambda value: value)
@@ -523,24 +549,18 @@ class TestUpstreams:
         assert colour.run(identity, opaque(Completed(data={"x": inner})))["x"] is inner
         assert colour.run(identity, quote([inner]))[0] is inner
 
+    @pins("task_engine", 51)
     @both
     def test_a_completed_state_without_data_is_the_callers_error(self, colour: Colour):
-        with pytest.raises(MissingResult):
-            colour.run(colour.task(lambda value: value), Completed())
-
-    @both
-    def test_run_objects_are_no_arguments_unless_opaque(self, colour: Colour):
-        kind = colour.task(lambda value: type(value).__name__)
+        identity = colour.task(lambda value: value, name="identity")
 
         @colour.flow
         def body():
-            context = FlowRunContext.get()
-            assert context is not None
-            with pytest.raises(MicroflowException, match="FlowRun object cannot be an argument"):
-                yield kind(context.flow_run)
-            return (yield kind(opaque(context.flow_run)))
+            with pytest.raises(MissingResult):
+                yield identity(Completed())
 
-        assert colour.run(body) == "FlowRun"
+        colour.run(body)
+        assert task_states("<lambda>") == [["Pending"]]
 
     @both
     def test_a_container_that_cannot_be_rebuilt_names_the_parameter(self, colour: Colour):
@@ -557,6 +577,8 @@ class TestUpstreams:
         identity = colour.task(lambda value: value)
         untouched = Stubborn(1)
         assert colour.run(identity, untouched) is untouched
+        with pytest.raises(MicroflowException, match="parameter 'value' of task '<lambda>': a .*Stubborn cannot"):
+            colour.run(identity, Stubborn(Completed(data=1)))
 
     @both
     def test_a_task_that_waits_for_itself_is_told_so(self, colour: Colour):

@@ -120,6 +120,40 @@ def _long_integer(digits: str) -> int:
     return -value if negative else value
 
 
+#: of an integer that somebody writes: as many as ``int()`` takes at once
+MOST_DIGITS = 4300
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text that a person or another program wrote, in any Unicode and with any white space.
+
+    ValueError for what readers understand in different ways, or not at all: a name that stands twice in one object,
+    NaN, a number like 1e999 that is none of Python's, an integer of more than :data:`MOST_DIGITS` digits, more than
+    100 levels."""
+    if _is_too_deep(text):
+        raise ValueError(f"nested more than {MAXIMUM_DEPTH} deep")
+    value, end = _from_people(text.strip())
+    if end != len(text.strip()):
+        raise ValueError("something follows the value")
+    return value
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits[:40]} is too large for a number")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer has {len(digits)} digits, more than {MOST_DIGITS}")
+    return _long_integer(digits)
+
+
+_from_people = JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer
+).raw_decode
 _from_text = JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant).raw_decode
 _from_text_with_long_integers = JSONDecoder(
     object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_long_integer

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ._progress import Progress, printable
+from ._strict_json import parse
 from ._waits import now_us
 from .client.fold import Run, shown, shown_result
 from .client.orchestration import SyncClient, current_client
@@ -39,6 +40,7 @@ from .exceptions import (
     MicroflowException,
     NotPausedError,
     ObjectNotFound,
+    ParameterTypeError,
     Pause,
     RunningElsewhere,
     StorageError,
@@ -215,11 +217,11 @@ def _resume(options: argparse.Namespace, client: SyncClient, run: Run) -> Run:
     given = None
     if options.input is not None:
         try:
-            given = json.loads(options.input, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as problem:
-            raise UsageError(f"--input {options.input} is not JSON ({problem})") from problem
+            given = parse(options.input)
+        except ValueError as problem:
+            raise UsageError(f"--input {_cut(options.input)} is not JSON ({problem})") from problem
         if not isinstance(given, dict):
-            raise UsageError(f"--input {options.input} is no JSON object; write --input '{{\"name\": value}}'")
+            raise UsageError(f"--input {_cut(options.input)} is no JSON object; write --input '{{\"name\": value}}'")
     try:
         client.resume_flow_run(run.run_id, given)
     except RuntimeError as refused:  # what was given does not fit what the pause asked for, or nobody could run it
@@ -357,15 +359,22 @@ def _parameters(flow: Flow[Any, Any], given: list[str]) -> dict[str, Any]:
         if name in values:
             raise UsageError(f"--param {name} is given twice")
         try:
-            values[name] = json.loads(value, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as problem:
-            hint = "" if value[:1] in '{["' else f"; a text needs quotes: --param '{name}={json.dumps(value)}'"
-            raise UsageError(f"--param {name}={value} is not JSON ({problem}){hint}") from problem
-    return flow.bind((), values)
+            values[name] = parse(value)
+        except ValueError as problem:
+            hint = "" if value[:1] in '{["' else f"; a text needs quotes: --param '{name}={json.dumps(_cut(value))}'"
+            raise UsageError(f"--param {name}={_cut(value)} is not JSON ({problem}){hint}") from problem
+    parameters = flow.bind((), values)
+    if flow.should_validate_parameters:
+        try:
+            flow.validate_parameters(parameters)  # before anything is recorded; what is recorded is what was given
+        except ParameterTypeError as problem:
+            heading, *problems = str(problem).split("\n - ")
+            raise UsageError(f"{heading} {'; '.join(problems)}") from problem
+    return parameters
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"JSON has no {name}")
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _entrypoint(run: Run, client: SyncClient) -> str:

@@ -308,6 +308,26 @@ def test_a_run_is_run_again_with_what_was_given_checked_anew():
     assert calls == [(5, Point(1))] * 2
 
 
+@pins("flows", 140)
+def test_an_existing_run_is_run_with_what_was_recorded_and_given_parameters_replace_it_wholly():
+    from microflow.client.orchestration import current_client
+    from microflow.exceptions import SignatureMismatchError
+    from microflow.flow_engine import run_flow
+
+    @flow
+    def body(x: int, y: int = 2):
+        return x, y
+
+    def created() -> Any:
+        return current_client().create_flow_run(body, parameters={"x": "5", "y": 7})
+
+    assert run_flow(body, flow_run=created()) == (5, 7)
+    assert run_flow(body, flow_run=created(), parameters={"x": 1}) == (1, 2)
+    narrower = flow(name="body")(lambda y: y)
+    with pytest.raises(SignatureMismatchError):
+        run_flow(narrower, flow_run=created())
+
+
 @pytest.mark.parametrize("form", ["partial", "object", "method", "wrapped"])
 def test_every_kind_of_callable_bears_annotations(form):
     def plain(x: int, y: str = "a"):

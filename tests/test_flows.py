@@ -425,6 +425,7 @@ def _bodies(run_id: str) -> list[dict[str, Any]]:
 
 
 class TestContexts:
+    @pins("flows", 85)
     @both
     def test_the_body_knows_its_run(self, colour: Colour):
         seen: list[Any] = []
@@ -451,6 +452,7 @@ class TestContexts:
         with pytest.raises(MissingContextError):
             get_run_context()
 
+    @pins("flows", 84)
     def test_in_a_subflow_of_a_task_the_flow_is_current(self):
         seen: list[Any] = []
 

@@ -34,6 +34,7 @@ from ._processes import (
     AttemptTimedOut,
     InitializerFailed,
     Launcher,
+    LauncherGone,
     Worker,
     default_start_method,
     pack_initializer,
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
     OnLog = Callable[[dict[str, Any]], None]
 
 R = TypeVar("R")
+
+#: why a worker was killed whose run was cancelled
+CANCELLED = "the run was cancelled"
 
 
 class PackedCall:
@@ -208,6 +212,7 @@ class ProcessCarrier:
         # guards the fields below; held for no longer than a look-up, but for the making of the launcher
         self._lock = threading.Lock()
         self._launcher: Launcher | None = None
+        self._gone: list[Launcher] = []
         self._idle: list[Worker] = []
         self._busy: dict[UUID, Worker] = {}
 
@@ -220,9 +225,9 @@ class ProcessCarrier:
             try:
                 outcome = worker.call(payload, timeout, on_log)
             except WorkerLost:
-                if worker.killed_for is None:
+                if worker.killed_for != CANCELLED:
                     raise
-                raise AttemptCancelled(f"Its worker process was killed: {worker.killed_for}.") from None
+                raise AttemptCancelled(f"Its worker process was killed: {CANCELLED}.") from None
             finally:
                 with self._lock:
                     del self._busy[run_id]
@@ -231,32 +236,48 @@ class ProcessCarrier:
                 return outcome
 
     def _take(self) -> Worker:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-            launcher = self._launcher
-            if launcher is None:
-                launcher = self._launcher = LAUNCHERS[self._start_method]()
-        worker = Worker(launcher, self._initialize)
-        try:
-            worker.wait_until_ready()
-        except InitializerFailed as failure:
-            error = unpack_error(*failure.packed, resolver_of_owner(()))
-            raise WorkerLost(f"the initializer of its worker process failed: {describe(error)}") from error
-        return worker
+        while True:
+            with self._lock:
+                if self._idle:
+                    return self._idle.pop()
+                launcher = self._launcher
+                if launcher is None:
+                    launcher = self._launcher = LAUNCHERS[self._start_method]()
+            try:
+                worker = Worker(launcher, self._initialize)
+            except LauncherGone:  # somebody killed it; those whom it started live on
+                with self._lock:
+                    if self._launcher is launcher:
+                        self._launcher = None
+                        self._gone.append(launcher)
+                continue
+            try:
+                worker.wait_until_ready()
+            except InitializerFailed as failure:
+                error = unpack_error(*failure.packed, resolver_of_owner(()))
+                raise WorkerLost(f"the initializer of its worker process failed: {describe(error)}") from error
+            return worker
 
     def _give_back(self, worker: Worker) -> None:
-        if self._calls_of_a_worker is not None and worker.calls >= self._calls_of_a_worker:
+        used_up = self._calls_of_a_worker is not None and worker.calls >= self._calls_of_a_worker
+        if used_up or worker.killed_for is not None:  # it was killed when it had just ended its call
             worker.end()
             return
         with self._lock:
             self._idle.append(worker)
 
-    def kill(self, run_id: UUID, why: str) -> bool:
-        """Kill the process that a run's attempt runs in; False when none does."""
+    def kill(self, run_id: UUID) -> bool:
+        """Kill the process that a run's attempt runs in, because the run was cancelled; False when none does."""
         with self._lock:
             worker = self._busy.get(run_id)
-        return worker is not None and worker.kill(why)
+        return worker is not None and worker.kill(CANCELLED)
+
+    def kill_all(self, why: str) -> None:
+        """Kill every process that runs an attempt now."""
+        with self._lock:
+            busy = list(self._busy.values())
+        for worker in busy:
+            worker.kill(why)
 
     def pids(self) -> list[int]:
         """The worker processes there are now."""
@@ -267,13 +288,14 @@ class ProcessCarrier:
         """End all workers and what started them. No call is under way any more."""
         with self._lock:
             idle, self._idle = self._idle, []
-            launcher, self._launcher = self._launcher, None
+            launchers, self._launcher, self._gone = [*self._gone, self._launcher], None, []
         for worker in idle:
             worker.hang_up()  # all at once, then one by one
         for worker in idle:
             worker.end()
-        if launcher is not None:
-            launcher.close()
+        for launcher in launchers:
+            if launcher is not None:
+                launcher.close()
 
 
 

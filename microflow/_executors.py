@@ -109,15 +109,15 @@ class ExecutorCarrier:
             self.rebuilt += 1
         _shut_down(executor, wait=False, kill=True)
 
-    def close(self) -> None:
-        """Shut down an executor that the factory made. What cannot be stopped is waited for."""
+    def close(self, *, wait: bool = True) -> None:
+        """Shut down an executor that the factory made. What cannot be stopped is waited for, unless `wait` is false."""
         if self._factory is None:
             return
         with self._lock:
             executor, self._executor = self._executor, None
             overrun = bool(self._overrun)
         if executor is not None:
-            _shut_down(executor, wait=True, kill=overrun)
+            _shut_down(executor, wait=wait, kill=overrun or not wait)
 
 
 def _shut_down(executor: Executor, *, wait: bool, kill: bool) -> None:

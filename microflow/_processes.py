@@ -187,14 +187,18 @@ def _live_as_fork(link: int, life: int, initialize: bytes) -> None:
 # ------------------------------------------------------------------------------------------------- the launchers
 
 
+class LauncherGone(Exception):
+    """The fork server was killed: it starts no more workers and cannot say how those it started ended."""
+
+
 class Launcher(Protocol):
     """Starts workers and says how they ended."""
 
     def start(self, link: socket.socket, initialize: bytes) -> int:
         """Start a worker on its end of a socket pair; gives its pid."""
 
-    def reap(self, pid: int) -> int:
-        """Wait for a worker that has ended, or is about to; gives its wait status."""
+    def reap(self, pid: int) -> int | None:
+        """Wait for a worker that has ended, or is about to; gives its wait status, None when nobody can tell it."""
 
     def close(self) -> None:
         """End what the launcher itself has started."""
@@ -259,16 +263,19 @@ class ForkServerLauncher(_LaunchedHere):
                 self._control.sendall(more)
                 return int.from_bytes(_receive(self._control, 8), "big")
             except (OSError, EOFError) as gone:
-                raise WorkerLost("the process that starts workers is gone") from gone
+                raise LauncherGone from gone
 
     def start(self, link: socket.socket, initialize: bytes) -> int:
         """See :class:`Launcher`."""
         request = b"F" + len(initialize).to_bytes(8, "big")
         return self._ask(request, [link.fileno(), self.life], initialize)
 
-    def reap(self, pid: int) -> int:
+    def reap(self, pid: int) -> int | None:
         """See :class:`Launcher`."""
-        return self._ask(b"W" + pid.to_bytes(8, "big"), [])
+        try:
+            return self._ask(b"W" + pid.to_bytes(8, "big"), [])
+        except LauncherGone:
+            return None
 
     def close(self) -> None:
         """End the fork server."""
@@ -356,7 +363,8 @@ class Worker:
         self.calls = 0
         #: why it was killed by us, if it was
         self.killed_for: str | None = None
-        self._ended: int | None = None
+        self._has_ended = False
+        self._status: int | None = None
         # guards the moment between looking whether the process was reaped and killing it
         self._lock = threading.Lock()
 
@@ -441,7 +449,8 @@ class Worker:
             how = self.end()
             if not begun and self.killed_for is None:
                 return None
-            raise WorkerLost(f"worker process {self.pid} {how} while it ran the task") from None
+            because = "" if self.killed_for is None else f", because {self.killed_for},"
+            raise WorkerLost(f"worker process {self.pid} {how}{because} while it ran the task") from None
         except BaseException:  # an interrupt of this thread: the call is given up, and its process with it
             self.kill("its owner was interrupted")
             self.end()
@@ -452,10 +461,16 @@ class Worker:
     def kill(self, why: str) -> bool:
         """Kill the process, from any thread; False when it has ended already."""
         with self._lock:
-            if self._ended is not None:
+            if self._has_ended:
                 return False
-            self.killed_for = why
-            os.kill(self.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            self.killed_for = self.killed_for or why
+            try:
+                if self._watched is not None:
+                    signal.pidfd_send_signal(self._watched, signal.SIGKILL)  # type: ignore[attr-defined,unused-ignore]
+                else:
+                    os.kill(self.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            except ProcessLookupError:  # reaped by init, because the fork server is gone
+                pass
             return True
 
     def hang_up(self) -> None:
@@ -468,12 +483,14 @@ class Worker:
         if self._watched is not None and not _readable([self._watched], grace):
             self.kill("it did not end when it was told to")
         with self._lock:
-            if self._ended is None:
-                self._ended = self._launcher.reap(self.pid)
+            if not self._has_ended:
+                self._status, self._has_ended = self._launcher.reap(self.pid), True
                 if self._watched is not None:
                     os.close(self._watched)
                     self._watched = None
-        status = self._ended
+        status = self._status
+        if status is None:
+            return "ended (nobody can tell how)"
         if os.WIFSIGNALED(status):
             return f"was killed by {_signal_name(os.WTERMSIG(status))}"
         return f"exited with status {os.WEXITSTATUS(status)}"

@@ -221,11 +221,13 @@ class ProcessPoolTaskRunner(DispatchingTaskRunner):
 
     def _stop(self, run_id: UUID) -> bool:
         carrier = self._carrier
-        return carrier is not None and carrier.kill(run_id, "the run was cancelled")
+        return carrier is not None and carrier.kill(run_id)
 
     def _end(self, patience: float | None) -> None:
+        if patience is not None and self._carrier is not None:
+            self._carrier.kill_all("its flow run was interrupted")
         super()._end(patience)
-        with self._lock:  # and now the worker processes
+        with self._lock:
             carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.close()
@@ -273,10 +275,10 @@ class ExecutorTaskRunner(DispatchingTaskRunner):
 
     def _end(self, patience: float | None) -> None:
         super()._end(patience)
-        with self._lock:  # and now an executor of the runner's own
+        with self._lock:
             carrier, self._carrier = self._carrier, None
         if carrier is not None:
-            carrier.close()
+            carrier.close(wait=patience is None)
 
 
 ConcurrentTaskRunner = ThreadPoolTaskRunner  # the reference's other name

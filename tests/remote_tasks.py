@@ -365,3 +365,12 @@ def big_text():
 @task
 def parent_with_big_child():
     return len(big_text())
+
+
+@task
+def fork_and_die():
+    """Leaves a child behind that has the worker's socket open, for a while."""
+    if os.fork() == 0:
+        time.sleep(3)
+        os._exit(0)
+    os._exit(5)

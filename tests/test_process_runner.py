@@ -399,6 +399,46 @@ class TestDeath:
         assert len(set(pids())) == 1
         assert len(set(pids(max_tasks_per_child=2))) == 2
 
+    def test_a_fork_server_that_is_killed_costs_nothing(self):
+        with processes(2) as runner:
+            first = runner.submit(remote.pid, {"_": None}).result()
+            os.kill(runner.carrier()._launcher._server.pid, signal.SIGKILL)
+            assert runner.submit(remote.pid, {"_": None}).result() == first, "those whom it started live on"
+            os.kill(first, signal.SIGKILL)
+            assert runner.submit(remote.pid, {"_": None}).result() != first
+
+    def test_a_death_is_noticed_behind_a_socket_that_a_child_of_the_task_holds_open(self):
+        def body():
+            future = remote.fork_and_die.submit()
+            future.wait(20)
+            return future.state.message
+
+        assert "exited with status 5" in in_flow(body)
+
+    def test_without_pidfds_a_death_is_noticed_too(self, monkeypatch):
+        def refuse(pid):
+            raise OSError("no such call")
+
+        monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
+
+        def body():
+            futures = [remote.exit_by_os.submit(), remote.fork_and_die.submit(), remote.too_slow.submit(os.devnull)]
+            wait(futures)
+            return [future.state.name for future in futures], remote.add.submit(1).result()
+
+        assert in_flow(body) == (["Crashed", "Crashed", "TimedOut"], 2)
+
+    def test_an_interrupted_flow_run_kills_what_runs(self, tmp_path):
+        def body():
+            remote.touch_and_wait.submit(str(tmp_path / "pid"), str(tmp_path / "never"))
+            assert wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            in_flow(body)
+        assert wait_until(lambda: _is_over(int((tmp_path / "pid").read_text())))
+        assert fold().flow_run.state_name == "Crashed"
+
     def test_nothing_is_left_when_the_runner_is_left(self):
         with processes(2) as runner:
             runner.map(remote.pid, {"_": [1, 2, 3]}).wait()

@@ -374,3 +374,11 @@ def fork_and_die():
         time.sleep(3)
         os._exit(0)
     os._exit(5)
+
+
+def closure_free_context():
+    """Which runs and tags are current."""
+    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
+    assert flow_context is not None
+    assert task_context is not None
+    return str(flow_context.flow_run.id), str(task_context.task_run.id), sorted(current_tags())

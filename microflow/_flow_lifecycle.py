@@ -38,7 +38,7 @@ from ._waits import Waits, now_us, settle, to_us
 from .client.live import Answer, LiveRun
 from .client.objects import FlowRunResult
 from .client.orchestration import SyncClient, current_client
-from .context import FlowRunContext, current_tags
+from .context import FlowRunContext, TaskRunContext, current_tags
 from .exceptions import (
     Abort,
     FlowPauseTimeout,
@@ -53,6 +53,7 @@ from .exceptions import (
 )
 from .futures import RunFuture, resolve_argument, resolve_futures_to_states
 from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, effective_log_prints, flow_run_logger
+from .settings import current_settings
 from .states import (
     Cancelled,
     Cancelling,
@@ -401,7 +402,25 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         assert self.flow_run is not None and self.live is not None and self.parameters is not None
         context = FlowRunContext(self.flow, self.flow_run, self.live, self.client, runner, self.parameters)
         context.log_prints = effective_log_prints(self.flow.log_prints)
+        self._set_persisting(context)
         return context
+
+    def _set_persisting(self, context: FlowRunContext) -> None:
+        """Whether and where the results of this flow's tasks are persisted, unless they say so themselves."""
+        flow, settings = self.flow, current_settings()
+        around = TaskRunContext.get() or FlowRunContext.get()
+        inherited = None if around is None else around.persist_result
+        if flow.persist_result is not None:
+            context.persist_result = flow.persist_result
+        else:
+            context.persist_result = settings.persist_results_by_default if inherited is None else inherited
+        context.tasks_persist = settings.default_task_persist_result
+        if flow.result_storage is not None or flow.result_serializer is not None:
+            from .results import get_result_store  # only for flows that say where
+
+            context.result_store = get_result_store().update_for_flow(flow)
+        elif around is not None:
+            context.result_store = around.result_store
 
     async def _attempt(self) -> None:
         """Run the body once, from the runner's start to the final state and its hooks."""

@@ -342,7 +342,7 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
     def _start(self, submission: Submission) -> ConcurrentFuture[Any]:
         call = submission.call
         future: ConcurrentFuture[Any] = ConcurrentFuture(call.task_run.id, submission.future)
-        if call.ended is not None:
+        if call.ended is not None and not call.joins_again(submission.task):
             submission.future.set_result(call.ended)
             return future
         future.job = submission

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a task run.
+"""The life of a task run, from its creation to its last hook.
 
-Goal: one text for blocking and asyncio runs. :class:`BaseTaskRunEngine` holds every rule; what may wait is
-a private coroutine over ``self.waits``, and the two engines of ``task_engine`` differ in ``waits`` and in
-one-line public steps. Shared code goes through the public step (``await settle(self.begin_run())``), so
-that an override is felt.
+Goal: one text for blocking and asyncio runs. The life is a nest of public scopes, each of which can also be entered
+by itself (``with``, or ``async with``), around the attempts::
 
-The states of a run, in the order in which they are appended::
+    start                    what comes before the first attempt and after the last
+      initialize_run         the run exists; an interrupt of what is inside is recorded as a crash
+        run_context          one attempt: the run is current, its time is limited, its failure is handled
+          transaction_context
+            call_task_fn     the function, and the record of its success
 
-    Pending ─ Running ─┬─ Completed
-                       ├─ Failed
-                       ├─ Retrying, or AwaitingRetry ─ Retrying … (retries left)
-                       └─ Crashed (interrupted)
-    Pending ─ NotReady (an upstream did not complete; the function is not called)
-
-Creation, Pending and Running of a run that is called directly share one line of the log: nobody can
-observe it before, and a write less is a fifth of the cost of a call.
+How the state changes, and what may wait, is said in ``_task_transitions``; the two engines of ``task_engine`` differ in
+``waits`` and in the form of their public steps.
 
 Re-execution (invariant I13): the end of a call that the log of an earlier execution holds is handed back,
 value or exception, without running and without appending; a call that was started and not ended runs
@@ -24,110 +20,63 @@ again under the same id (``calls`` says how a call is recognised).
 
 from __future__ import annotations
 
-import random
-import warnings
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ._definitions import hook_name
 from ._task_preparation import prepare
+from ._task_transitions import ReturnType as ReturnType
+from ._task_transitions import TaskRunTimeoutError as TaskRunTimeoutError
+from ._task_transitions import TaskTransitions
 from ._timeouts import Limit
 from ._timeouts import limit as start_limit
-from ._waits import Outcome, Waits, entered, now_us, scope, settle, to_datetime, to_us
-from .calls import Call, new_call
-from .client.live import Answer
+from ._waits import Outcome, entered, scope, settle
+from .calls import new_call
 from .client.orchestration import current_client
-from .context import TaskRunContext
-from .exceptions import Abort, CancelledRun, LogError, Pause, StorageError
-from .logging import DEBUG, ERROR, INFO, TASK_RUNS, WARNING, RunLogger, effective_log_prints, task_run_logger
+from .context import FlowRunContext, TaskRunContext
+from .exceptions import Abort, LogError, Pause, StorageError
+from .logging import ERROR, WARNING, effective_log_prints
+from .settings import current_settings
 from .states import (
-    AwaitingRetry,
-    Cancelled,
-    Failed,
     Pending,
-    Retrying,
-    Running,
     State,
     StateType,
     Value,
-    describe,
-    exception_to_crashed_state,
-    exception_to_failed_state,
-    return_value_to_state,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
     from uuid import UUID
 
     from typing_extensions import Self
 
-    from .client.objects import TaskRun, TaskRunInput
+    from ._transaction_lifecycle import BaseTransaction
+    from .client.objects import TaskRunInput
     from .client.orchestration import SyncClient
     from .tasks import Task
 
 R = TypeVar("R")
-ReturnType = Literal["result", "state"]
+
+#: the module that every program with transactions has loaded
+_TRANSACTIONS = f"{__name__.rpartition('.')[0]}.transactions"
 
 
-class TaskRunTimeoutError(TimeoutError):
-    """A task run took longer than its ``timeout_seconds``."""
+def _collected(task: Task[Any, Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """The items of a generator as a list, or a coroutine for it."""
+
+    async def later() -> list[Any]:
+        return [item async for item in task.fn(*args, **kwargs)]
+
+    return later() if task.isasync else list(task.fn(*args, **kwargs))
 
 
-class BaseTaskRunEngine(Generic[R]):
-    """Every rule of a task run's life. ``retries`` counts those made so far."""
+@scope
+async def _nothing() -> AsyncGenerator[None, None]:
+    """The scope around an attempt that has no transaction."""
+    yield
 
-    waits: Waits
 
-    # the public steps: plain methods of the blocking engine, coroutines of the other; settle() takes both
-    begin_run: Callable[[], Any]
-    wait_until_ready: Callable[[], Any]
-    call_task_fn: Callable[[Any], Any]
-    call_hooks: Callable[..., Any]
-    can_retry: Callable[[Any], Any]
-    handle_retry: Callable[[Any], Any]
-    handle_success: Callable[[Any, Any], Any]
-    handle_exception: Callable[[Exception], Any]
-    handle_timeout: Callable[[TimeoutError], Any]
-
-    def __init__(
-        self,
-        task: Task[Any, R],
-        parameters: dict[str, Any] | None = None,
-        task_run: TaskRun | None = None,
-        retries: int = 0,
-        wait_for: Any = None,
-        context: dict[str, Any] | None = None,
-    ) -> None:
-        self.task = task
-        self.parameters = parameters if parameters is not None else {}
-        self.task_run = task_run
-        self.retries = retries
-        self.wait_for = wait_for
-        self.context = context or {}
-        self._call: Call | None = None
-        self._pending: State[Any] | None = None
-        self._renamed = False
-        self._value: Value[R] | None = None
-        self._raised: BaseException | None = None
-        self._limit: Limit | None = None
-        self._late: TaskRunTimeoutError | None = None
-        self._is_started = False
-
-    # ---------------------------------------------------------------------------------- what it knows
-
-    @property
-    def state(self) -> State[Any]:
-        """The present state of the run."""
-        if self.task_run is None or self.task_run.state is None:
-            raise ValueError("the engine has no task run yet, so there is no state")
-        return self.task_run.state
-
-    @property
-    def logger(self) -> RunLogger:
-        """The run's logger."""
-        assert self.task_run is not None
-        context = self._call.flow_context if self._call is not None else None
-        return task_run_logger(self.task_run, self.task.name, None if context is None else context.flow_run)
+class BaseTaskRunEngine(TaskTransitions[R]):
+    """A task run from its creation to its last hook: the scopes, and the attempts inside of them."""
 
     @property
     def client(self) -> Any:
@@ -140,219 +89,6 @@ class BaseTaskRunEngine(Generic[R]):
     def _coloured(self, client: SyncClient) -> Any:
         raise NotImplementedError
 
-    def is_running(self) -> bool:
-        """Whether the run is in RUNNING, or SCHEDULED to run again."""
-        state = self.task_run.state if self.task_run is not None else None
-        return state is not None and state.type in (StateType.RUNNING, StateType.SCHEDULED)
-
-    def is_cancelled(self) -> bool:
-        """Whether the runner asked this run to stop (``context["cancel_event"]``)."""
-        event = self.context.get("cancel_event")
-        return event is not None and event.is_set()
-
-    # ------------------------------------------------------------------------------------ transitions
-
-    def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
-        """Append a state of the run and make it the present one (invariant I2: nothing else appends states).
-
-        What an append precedes is said in ``LiveRun.propose_task``. Raises Abort when the flow run that the
-        task belongs to does not run any more."""
-        call, task_run = self._call, self.task_run
-        assert call is not None and task_run is not None
-        details = state.state_details
-        details.task_run_id, details.flow_run_id = task_run.id, task_run.flow_run_id
-        states = [state] if self._pending is None else [self._pending, state]
-        force = force or (call.again and state.type is StateType.RUNNING)
-        answer = call.recorder.propose_task(
-            task_run, states, force=force, source=self.task.source_digest, renamed=self._renamed
-        )
-        if answer.status == Answer.ABORT:
-            raise self._stopped(answer)
-        if answer.status == Answer.WAIT:
-            return self.set_state(Pending(name="Held", message=answer.reason), force=True)
-        self._pending, self._renamed = None, False
-        return self.state
-
-    def record_terminal_state_timing(self, state: State[Any]) -> None:
-        """Deprecated: entering a final state sets the run's times. Sets the end time if that is still open."""
-        warnings.warn(
-            "record_terminal_state_timing() is deprecated: set_state() records the times of a run",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        task_run = self.task_run
-        if task_run is not None and state.is_final() and task_run.start_time and task_run.end_time is None:
-            task_run.end_time = state.timestamp
-
-    async def _set_final_state(self, state: State[Any], force: bool = False) -> State[Any]:
-        """A state that must be on the disk before anybody acts on it, where durability says so."""
-        state = self.set_state(state, force)
-        await self._sync()
-        return state
-
-    async def _sync(self) -> None:
-        if self._call is not None and self._call.recorder.must_sync and self.state.is_final():
-            await self.waits.block(self._call.recorder.sync)
-
-    def rename(self, name: str) -> None:
-        """Give the run its own name; recorded with its next state."""
-        assert self.task_run is not None
-        self.task_run.name = name
-        self._renamed = True
-
-    def _stopped(self, answer: Answer) -> BaseException:
-        """The signal for the code around a run that its flow run does not let go on. A cancelled one is recorded so."""
-        call, task_run = self._call, self.task_run
-        assert call is not None and task_run is not None
-        flow_state = None if call.flow_context is None else call.flow_context.flow_run.state
-        if flow_state is not None and flow_state.is_suspended():
-            return Pause(f"task run {task_run.name!r} does not start: {answer.reason}", state=flow_state)
-        if flow_state is not None and flow_state.is_cancelling():
-            self.set_state(Cancelled(message="Its flow run was cancelled."), force=True)
-        return Abort(f"task run {task_run.name!r} cannot go on: {answer.reason}")
-
-    async def _begin_run(self) -> None:
-        self.set_state(Running())
-        if self.state.name == "Held":
-            await self._wait_while_held()
-        await settle(self.call_hooks())
-
-    async def _wait_while_held(self) -> None:
-        """Wait for the end of the pause that holds this run back, then enter RUNNING, unless it is cancelled."""
-        from ._boundary import released  # only while a flow run is paused
-
-        call = self._call
-        assert call is not None and call.flow_context is not None
-        live = call.flow_context.live
-        while self.state.name == "Held":
-            await released(live, self.waits)
-            state = live.flow_run.state
-            if (self.is_cancelled() or live.gate_closed) and state is not None and not state.is_suspended():
-                await self._cancel()
-            else:
-                self.set_state(Running())
-
-    async def _wait_until_ready(self) -> None:
-        state = self.state
-        due = state.state_details.scheduled_time
-        if due is None or state.type is not StateType.SCHEDULED:
-            return
-        await self.waits.sleep(((to_us(due) or 0) - now_us()) / 1e6, self.context.get("cancel_event"))
-        if self.is_cancelled():
-            return
-        self.set_state(Retrying() if state.name == "AwaitingRetry" else Running(), force=True)
-        await settle(self.call_hooks())
-
-    async def _handle(self, error: BaseException) -> None:
-        """An attempt that failed: the handler of its kind decides."""
-        if self._call is not None and error is self._call.recorder.refused:
-            raise error  # the log does not take our word any more: say nothing in it
-        if self.state.is_final():  # recorded while the function went on
-            self._raised = error
-        elif isinstance(error, TimeoutError):
-            await settle(self.handle_timeout(error))
-        else:
-            assert isinstance(error, Exception)
-            await settle(self.handle_exception(error))
-
-    async def _handle_success(self, result: R, transaction: Any) -> R:
-        terminal = return_value_to_state(result)
-        if terminal.is_failed() and await settle(self.handle_retry(terminal)):
-            return result
-        if terminal is result:
-            terminal.state_details.returned_state = True
-        await self._set_final_state(terminal)
-        self._link(result)
-        # the state's own copy, in which a generator is a list
-        self._value = terminal.data if isinstance(terminal.data, Value) and terminal is not result else Value(result)
-        return result
-
-    def _link(self, result: Any) -> None:
-        """Let calls that are given the result be recorded as depending on this run."""
-        context = self._call.flow_context if self._call is not None else None
-        if context is not None and self.task_run is not None:
-            context.links.add(result, self.task_run.id)
-
-    async def _handle_exception(self, error: Exception) -> None:
-        if await settle(self.handle_retry(error)):
-            return
-        state = exception_to_failed_state(error, message="Task run encountered an exception:")
-        await self._set_final_state(state)
-        self._raised = error
-
-    async def _handle_timeout(self, error: TimeoutError) -> None:
-        if await settle(self.handle_retry(error)):
-            return
-        self._append_timeout(error)
-        await self._sync()
-        self._raised = error
-
-    def handle_crash(self, error: BaseException) -> None:
-        """Record that the run was interrupted. Not retried; the interrupt goes on to the caller."""
-        state = exception_to_crashed_state(error)
-        self._log(ERROR, "Crash detected! %s", state.message)
-        self._log(DEBUG, "Crash details:", error=error)
-        self._raised = error
-        if self.task_run is not None and (self.task_run.state is None or not self.state.is_final()):
-            try:
-                self.set_state(state, force=True)
-            except (LogError, StorageError) as refused:  # the interrupt goes on all the same
-                self._log(ERROR, "The crash could not be recorded", error=refused)
-
-    async def _handle_retry(self, failure: Exception | State[Any]) -> bool:
-        """Put the run into Retrying, or AwaitingRetry when there is a delay, if a retry is left and wanted."""
-        task, log = self.task, self._log
-        if self.retries >= task.retries:
-            suffix = ", Retries are exhausted" if task.retries > 0 else ""
-            log(ERROR, "Task run failed with %r%s", failure, suffix, error=failure)
-            return False
-        if not await settle(self.can_retry(failure)):
-            return False
-        delay = self._delay()
-        when = f"{delay} second(s) from now" if delay is not None else "immediately"
-        log(INFO, "Task run failed with %r. Retry %s/%s will start %s", failure, self.retries + 1, task.retries, when)
-        if delay is None:
-            self.set_state(Retrying(), force=True)
-        else:
-            due = to_datetime(now_us() + int(delay * 1e6))
-            self.set_state(AwaitingRetry(scheduled_time=due, message=_described(failure)), force=True)
-        if self.state.is_running():
-            await settle(self.call_hooks())
-        self.retries += 1
-        return True
-
-    def _delay(self) -> float | None:
-        """Seconds before the next attempt; None when it is to start at once."""
-        delays = self.task.retry_delay_seconds
-        if not delays:
-            return None
-        delay = float(delays[min(self.retries, len(delays) - 1)] if isinstance(delays, list) else delays)
-        jitter = self.task.retry_jitter_factor
-        return delay if not jitter else delay * (1 + jitter * random.random())
-
-    async def _can_retry(self, failure: Exception | State[Any]) -> bool:
-        condition = self.task.retry_condition_fn
-        if condition is None:
-            return True
-        kind = "state" if isinstance(failure, State) else "exception"
-        state = Failed(data=failure, message=f"Task run encountered unexpected {kind}: {failure!r}")
-        outcome = await self.waits.call(condition, self.task, self.task_run, state)
-        if outcome.error is not None:
-            self._log(ERROR, "retry_condition_fn of task %r raised", self.task.name, error=outcome.error)
-        return outcome.error is None and bool(outcome.value)
-
-    async def _call_hooks(self, state: State[Any] | None = None) -> None:
-        """Run the hooks of the present state, in order. What they raise is logged (invariant I7)."""
-        state = state or self.state
-        for hook in self.task.hooks_for(state.type):
-            name = hook_name(hook)
-            self._log(INFO, "Running hook %r in response to entering state %r", name, state.name)
-            outcome = await self.waits.call(hook, self.task, self.task_run, state)
-            if outcome.error is not None:
-                self._log(ERROR, "An error was encountered while running hook %r", name, error=outcome.error)
-            else:
-                self._log(INFO, "Hook %r finished running successfully", name)
-
     # ------------------------------------------------------------------------------------------ the scopes
 
     @scope
@@ -362,7 +98,9 @@ class BaseTaskRunEngine(Generic[R]):
         """Find or make the task run, and record an interrupt of the block as a crash."""
         call, task = self._call, self.task
         if call is None:
-            call = self._call = new_call(task, self.parameters, self.wait_for, dependencies, task_run_id)
+            afresh = self._is_consumed
+            call = new_call(task, self.parameters, self.wait_for, dependencies, task_run_id, afresh=afresh)
+            self._call = call
             if self.task_run is not None:
                 call.task_run = self.task_run
             self.task_run = call.task_run
@@ -403,6 +141,10 @@ class BaseTaskRunEngine(Generic[R]):
             assert self._call is not None
             if self._call.ended is not None:
                 self._hand_back(self._call.ended)
+                if self._call.joins_again(self.task):
+                    from ._task_transactions import join_again  # only for tasks that have to do with transactions
+
+                    await join_again(self, self._call.ended)
                 yield
                 return
             if await prepare(self) and not (self.is_cancelled() and await self._cancel()):
@@ -424,7 +166,28 @@ class BaseTaskRunEngine(Generic[R]):
             client = flow_context.client
         context = TaskRunContext(self.task, self.task_run, self.parameters, client, self._limit)
         context.log_prints = effective_log_prints(self.task.log_prints)
+        persist = self.task.persist_result
+        context.persist_result = self._persist = self._inherited(flow_context) if persist is None else persist
+        if self._persist:
+            from ._task_transactions import store_of  # only for runs whose results are persisted
+
+            context.result_store = store_of(self.task)
         return context
+
+    @staticmethod
+    def _inherited(flow_context: FlowRunContext | None) -> bool:
+        """Whether results are persisted where the task does not say: as the setting for tasks says, else the task or
+        flow around it, else the setting for all."""
+        if flow_context is None:
+            settings = current_settings()
+            by_default, around = settings.default_task_persist_result, settings.persist_results_by_default
+        else:
+            by_default, around = flow_context.tasks_persist, flow_context.persist_result
+        if by_default is not None:
+            return by_default
+        task_context = TaskRunContext.get()
+        inherited = task_context.persist_result if task_context is not None else None
+        return around if inherited is None else inherited
 
     @scope
     async def run_context(self) -> AsyncGenerator[Self, None]:
@@ -448,6 +211,25 @@ class BaseTaskRunEngine(Generic[R]):
         finally:
             if limit is not None:
                 limit.close()
+
+    @scope
+    async def transaction_context(self) -> AsyncGenerator[BaseTransaction, None]:
+        """The transaction of an attempt, which is committed or rolled back, or left to the one around it."""
+        from ._task_transactions import new_transaction  # only where somebody can tell it from none
+
+        transaction = self._transaction = new_transaction(self)
+        await transaction.enter()
+        try:
+            yield transaction
+        except BaseException as error:
+            own = self._limit is not None and self._limit.owns(error)
+            transaction.spares_parent = (own or isinstance(error, Exception)) and self.retries < self.task.retries
+            await transaction.leave(error)
+            raise
+        if not self.state.is_completed():  # a state that was returned is a failure like any other
+            transaction.spares_parent = not self.state.is_final()
+            await settle(transaction.rollback())
+        await transaction.leave()
 
     # ------------------------------------------------------------------------------------ the whole life
 
@@ -480,11 +262,26 @@ class BaseTaskRunEngine(Generic[R]):
 
     async def _attempt(self) -> None:
         async with entered(self.run_context()):
-            await settle(self.call_task_fn(None))
+            if self._takes_part():
+                async with entered(self.transaction_context()) as transaction:
+                    await settle(self.call_task_fn(transaction))
+            else:
+                await settle(self.call_task_fn(None))
+
+    def _transaction_if_any(self) -> Any:
+        return self.transaction_context() if self._takes_part() else _nothing()
+
+    def _takes_part(self) -> bool:
+        """Whether anybody can tell a transaction around the attempt from none: only a program that uses them has
+        loaded their module, as every task does whose options have to do with them."""
+        return self._persist or _TRANSACTIONS in sys.modules
 
     async def _call_task_fn(self, transaction: Any) -> Outcome[Any]:
         """Call the function and record what it returned. A failure stays a value until the public step raises it."""
-        outcome = await self._call_fn()
+        if transaction is not None and transaction.is_committed():
+            outcome: Outcome[Any] = Outcome(await settle(transaction.read()))
+        else:
+            outcome = await self._call_fn()
         if outcome.error is None:
             self._stop_the_clock()
             await settle(self.handle_success(outcome.value, transaction))
@@ -493,14 +290,44 @@ class BaseTaskRunEngine(Generic[R]):
     async def _call_fn(self) -> Outcome[Any]:
         """The call itself: here, unless an engine has it made elsewhere."""
         args, kwargs = self.task.parameters.call_arguments(self.parameters)
+        if self.task.isgenerator:  # one that was submitted: nobody consumes its items
+            return await self.waits.call(_collected, self.task, args, kwargs)
         return await self.waits.call(self.task.fn, *args, **kwargs)
 
-    async def _cancel(self) -> bool:
-        """Record CANCELLED in place of an attempt: the runner asked the run to stop."""
-        message = "The run was cancelled by its task runner before it started."
-        await self._set_final_state(Cancelled(message=message), force=True)
-        self._raised = CancelledRun(message)
-        return True
+    def compute_transaction_key(self) -> str | None:
+        """The key under which the result is looked up and stored; None for no caching. A key that cannot be computed
+        is warned of, once; a ``result_storage_key`` that cannot be formatted fails the attempt."""
+        from ._task_transactions import compute_key  # only for runs whose results are persisted
+
+        return compute_key(self)
+
+    # ------------------------------------------------------------------------------- generators, between items
+
+    def _yielded(self, item: Any) -> None:
+        """The consumer gets an item, unless the flow run is suspended; the limit does not interrupt the consumer."""
+        from ._task_generators import check_suspension  # only for generator tasks
+
+        check_suspension(self)
+        context = self._call.flow_context if self._call is not None else None
+        if context is not None and self.task_run is not None:
+            context.links.add_yielded(item, self.task_run.id)
+        if self._limit is not None:
+            self._limit.suspend()
+
+    @scope
+    async def _links(self) -> AsyncGenerator[None, None]:
+        """The run that yields is a parent of what is called with its items, until it ends."""
+        try:
+            yield
+        finally:
+            context = self._call.flow_context if self._call is not None else None
+            if context is not None and self.task_run is not None:
+                context.links.ended(self.task_run.id)
+
+    def _taken_up(self) -> None:
+        """The generator goes on. The consumer's time counts."""
+        if self._limit is not None and self._limit.resume():
+            raise self._too_late(None)
 
     # -------------------------------------------------------------------------------------- the time limit
 
@@ -543,14 +370,6 @@ class BaseTaskRunEngine(Generic[R]):
             if self._call is not None and self._call.on_early_end is not None:
                 self._call.on_early_end(self.state)
 
-    def _append_timeout(self, error: TimeoutError) -> None:
-        """Record FAILED, named TimedOut. It precedes the return to the caller: dying before it, the call runs again."""
-        message = f"Task run failed due to timeout: {error!r}"
-        if isinstance(error, TaskRunTimeoutError):
-            message = f"Task run exceeded timeout of {self.task.timeout_seconds:g} second(s)"
-        self._log(ERROR, message)
-        self.set_state(Failed(name="TimedOut", message=message, data=error))
-
     def _hand_back(self, ended: State[Any]) -> None:
         """Give what an earlier execution of the flow run recorded, without running or appending."""
         if ended.state_details.returned_state:
@@ -570,26 +389,3 @@ class BaseTaskRunEngine(Generic[R]):
                 raise self._raised
             return self._raised
         return None
-
-    # ------------------------------------------------------------------------------------------- logging
-
-    def _log(self, level: int, message: str, *args: object, error: object = None) -> None:
-        if TASK_RUNS.isEnabledFor(level):
-            trace = error if isinstance(error, BaseException) else None
-            self.logger.log(level, message, *args, exc_info=trace)
-
-    def log_finished_message(self) -> None:
-        """The run's last line: INFO when it completed, else ERROR."""
-        state = self.task_run.state if self.task_run is not None else None
-        level = INFO if state is not None and state.type is StateType.COMPLETED else ERROR
-        if not TASK_RUNS.isEnabledFor(level):
-            return
-        hint = ""
-        if state is None or (state.is_pending() and not state.is_not_ready()):
-            hint = "\nPlease wait for all submitted tasks: call .result() or .wait() on their futures, or return them."
-        shown = repr(state) if TASK_RUNS.isEnabledFor(DEBUG) else str(state)
-        self.logger.log(level, "Finished in state %s%s", shown, hint)
-
-
-def _described(failure: Exception | State[Any]) -> str | None:
-    return failure.message if isinstance(failure, State) else describe(failure)

@@ -72,6 +72,14 @@ class Limit:
         """Stop the clock. Says whether the time had run out; may be called again."""
         raise NotImplementedError
 
+    def suspend(self) -> None:
+        """Interrupt nothing until :meth:`resume`, while other code runs; the time goes on."""
+
+    def resume(self) -> bool:
+        """Go on after :meth:`suspend`. Says whether the time has run out meanwhile."""
+        self.expired = self.expired or time.monotonic() >= self.due
+        return self.expired
+
     def owns(self, error: BaseException | None) -> bool:
         """Whether `error` is the interrupt of this limit, not of one around it, nor somebody else's."""
         return isinstance(error, TimeIsUp) and error.limit is self
@@ -93,27 +101,41 @@ class _LoopLimit(Limit):
         import asyncio  # loaded by whoever runs a coroutine
 
         loop = asyncio.get_running_loop()
+        self._cancelled = False
         self._task: Task[Any] | None = asyncio.current_task()
         self._timer = loop.call_later(seconds, self._cancel)
 
     def _cancel(self) -> None:
         if self._task is not None and not self.closed:
-            self.expired = True
+            self.expired = self._cancelled = True
             self._task.cancel()
+
+    def suspend(self) -> None:
+        self._timer.cancel()
+
+    def resume(self) -> bool:
+        if super().resume():
+            return True
+        import asyncio  # a coroutine runs, so it is loaded
+
+        self._task = asyncio.current_task()  # the consumer may have handed the generator on
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self.due - time.monotonic(), self._cancel)
+        return False
 
     def close(self) -> bool:
         task, self._task = self._task, None
         if not self.closed:
             self.closed = True
             self._timer.cancel()
-            if self.expired and task is not None and hasattr(task, "uncancel"):  # Python 3.11 counts cancellations
+            if self._cancelled and task is not None and hasattr(task, "uncancel"):  # Python 3.11 counts cancellations
                 task.uncancel()
         return self.expired
 
     def owns(self, error: BaseException | None) -> bool:
         if super().owns(error):
             return True
-        return self.expired and type(error).__name__ == "CancelledError"
+        return self._cancelled and type(error).__name__ == "CancelledError"
 
 
 # ------------------------------------------------------------------------------------------- the main thread
@@ -126,17 +148,18 @@ class _Alarm(Limit):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
-        self._depth = _calls_on(sys._getframe())
         #: it rang during an append and is to ring again
         self.held_up = False
+        self._open()
+
+    def _open(self) -> None:
+        self._depth = _calls_on(sys._getframe())
         if not self.open:
             signal.signal(signal.SIGALRM, _ring)
         self.open.append(self)
         _set_timer()
 
-    def close(self) -> bool:
-        self.closed = True
-        self.expired = self.expired or self.held_up
+    def suspend(self) -> None:
         if self in self.open:
             self.open.remove(self)
             if self.open:
@@ -144,6 +167,18 @@ class _Alarm(Limit):
             else:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def resume(self) -> bool:
+        if super().resume():
+            return True
+        if _alarm_is_ours():  # else this is another thread than before: it is noticed at the end that it is late
+            self._open()
+        return False
+
+    def close(self) -> bool:
+        self.closed = True
+        self.expired = self.expired or self.held_up
+        self.suspend()
         return self.expired
 
     def is_due(self) -> bool:

@@ -62,7 +62,7 @@ class Scope(Generic[T]):
         self._body = body
 
     async def __aenter__(self) -> T:
-        return await self._body.__anext__()
+        return await first_step(self._body)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -92,6 +92,19 @@ class Scope(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         return finish(self.__aexit__(kind, error, trace))
+
+
+def first_step(body: AsyncGenerator[T, Any]) -> Awaitable[T]:
+    """The first step of an async generator of ours, which no event loop is to know of: a loop that ends closes every
+    one that it knows, in any order, and ours are ended by what entered them."""
+    hooks = sys.get_asyncgen_hooks()
+    if hooks.firstiter is None:
+        return body.__anext__()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return body.__anext__()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
 
 
 def scope(body: Callable[P, AsyncGenerator[T, None]]) -> Callable[P, Scope[T]]:

@@ -76,6 +76,17 @@ class Call:
         self.waits = waits
         self.on_early_end: Callable[[State[Any]], None] | None = None
 
+    def joins_again(self, task: Task[Any, Any]) -> bool:
+        """Whether a call that is handed back joins the transaction around it: one that completed with something to
+        commit, and was not committed. A cached result was found, so that there is nothing to commit."""
+        ended = self.ended
+        if ended is None or not ended.is_completed() or ended.name == "Cached":
+            return False
+        if not (task.on_commit_hooks or task.on_rollback_hooks or ended.state_details.cache_key):
+            return False
+        history = self.flow_context.live.recorded_call(self.task_run.id) if self.flow_context is not None else None
+        return history is not None and not history.committed
+
 
 def new_call(
     task: Task[Any, Any],
@@ -83,16 +94,22 @@ def new_call(
     wait_for: Any = None,
     dependencies: dict[str, set[TaskRunInput]] | None = None,
     task_run_id: UUID | None = None,
+    *,
+    afresh: bool = False,
 ) -> Call:
     """The call that the current run makes now, in the thread and at the moment where the user makes it.
 
+    With `afresh` its end in an earlier execution is not handed back (the items of a generator are not in the log).
     TimeIsUp when the time of the task that calls has run out: it could not be interrupted until now."""
     flow_context, run_id, inputs, waits = _place(task, parameters, wait_for, dependencies, task_run_id)
     if flow_context is None:
         task_run = _new_task_run(task, run_id, task.name, None, inputs)
         return Call(task_run, current_client().tasks, None, waits=waits)
     flow_run, live = flow_context.flow_run, flow_context.live
-    ended, again = earlier_end(live, run_id, task.name, task.source_digest)
+    if afresh:
+        ended, again = None, live.recorded_call(run_id) is not None
+    else:
+        ended, again = earlier_end(live, run_id, task.name, task.source_digest)
     if ended is not None or again:
         task_run = live.run.task_run(str(run_id))
         if ended is not None:

@@ -113,8 +113,11 @@ class FlowRunContext(ContextModel):
         "live",
         "parameters",
         "parent",
+        "persist_result",
+        "result_store",
         "task_run_assets",
         "task_runner",
+        "tasks_persist",
     )
     _current = ContextVar("microflow_flow_run", default=None)
 
@@ -142,6 +145,11 @@ class FlowRunContext(ContextModel):
         self.links = Links()
         #: the assets that flow on from each task run that has to do with some
         self.task_run_assets: dict[UUID, tuple[Any, ...]] = {}
+        #: where results are persisted, None for the default, and whether; and what the setting for tasks says of that.
+        #: The settings are read once for each attempt of the flow run
+        self.result_store: ResultStore | None = None
+        self.persist_result = False
+        self.tasks_persist: bool | None = None
         self._pauses = count(1)
         self._start = now_us()
 

@@ -17,7 +17,7 @@ from ._waits import AsyncioWaits, BlockingWaits, finish
 from .client.orchestration import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable, Generator
     from uuid import UUID
 
     from .calls import Call
@@ -164,13 +164,79 @@ async def run_task_async(
     return answer
 
 
-def run_task(task: Task[Any, R], *args: Any, **kwargs: Any) -> Any:
-    """Run a task: a value or state for a blocking task, a coroutine for an async one.
+def _begin_items(engine: BaseTaskRunEngine[Any], return_type: str, *run: Any) -> Callable[[], Any]:
+    """What the stream of a generator task's items begins with."""
 
-    Takes the arguments of :func:`run_task_sync`: `task_run_id` names the new run, `task_run` is an existing
-    run to go on with, `parameters` are bound already, `wait_for` is waited for first, `return_type` is
-    "result" or "state", `dependencies` are added to the run's inputs, `context` may hold a ``cancel_event``."""
-    return run_task_async(task, *args, **kwargs) if task.isasync else run_task_sync(task, *args, **kwargs)
+    def begin() -> Any:
+        if return_type != "result":
+            raise ValueError(
+                f"the items of generator task {engine.task.name!r} are its result: "
+                f"return_type {return_type!r} (return_state=True) cannot be had"
+            )
+        return items(engine, *run), engine.result
+
+    from ._task_generators import items  # only for generator tasks
+
+    return begin
+
+
+def run_generator_task_sync(
+    task: Task[Any, R],
+    task_run_id: UUID | None = None,
+    task_run: TaskRun | None = None,
+    parameters: dict[str, Any] | None = None,
+    wait_for: Any = None,
+    return_type: ReturnType = "result",
+    dependencies: dict[str, set[TaskRunInput]] | None = None,
+    context: dict[str, Any] | None = None,
+) -> Generator[R, None, Any]:
+    """Run a generator task while its items are consumed; see :func:`run_task`. The generator's return value is that of
+    the function. Nothing happens, and nothing is raised, before the first item is asked for."""
+    from ._streams import stream  # only for generator tasks
+
+    engine = SyncTaskRunEngine(task, parameters, task_run, wait_for=wait_for, context=context)
+    return stream(_begin_items(engine, return_type, task_run_id, dependencies))
+
+
+def run_generator_task_async(
+    task: Task[Any, R],
+    task_run_id: UUID | None = None,
+    task_run: TaskRun | None = None,
+    parameters: dict[str, Any] | None = None,
+    wait_for: Any = None,
+    return_type: ReturnType = "result",
+    dependencies: dict[str, set[TaskRunInput]] | None = None,
+    context: dict[str, Any] | None = None,
+) -> AsyncGenerator[R, None]:
+    """Run an async generator task while its items are consumed; see :func:`run_generator_task_sync`."""
+    from ._streams import astream  # only for generator tasks
+
+    engine = AsyncTaskRunEngine(task, parameters, task_run, wait_for=wait_for, context=context)
+    return astream(_begin_items(engine, return_type, task_run_id, dependencies))
+
+
+def run_task(
+    task: Task[Any, R],
+    task_run_id: UUID | None = None,
+    task_run: TaskRun | None = None,
+    parameters: dict[str, Any] | None = None,
+    wait_for: Any = None,
+    return_type: ReturnType = "result",
+    dependencies: dict[str, set[TaskRunInput]] | None = None,
+    context: dict[str, Any] | None = None,
+) -> Any:
+    """Run a task: a value or state for a blocking task, a coroutine for an async one, a generator of either colour for
+    a generator task.
+
+    `task_run_id` names the new run, `task_run` is an existing run to go on with, `parameters` are bound already,
+    `wait_for` is waited for first, `return_type` is "result" or "state", `dependencies` are added to the run's inputs,
+    `context` may hold a ``cancel_event``."""
+    run: Callable[..., Any]
+    if task.isgenerator:
+        run = run_generator_task_async if task.isasync else run_generator_task_sync
+    else:
+        run = run_task_async if task.isasync else run_task_sync
+    return run(task, task_run_id, task_run, parameters, wait_for, return_type, dependencies, context)
 
 
 def run_call(call: Call, task: Task[Any, R], parameters: dict[str, Any], wait_for: Any, cancel_event: Any) -> Any:

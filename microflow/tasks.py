@@ -63,6 +63,11 @@ _MIRRORED = (
 )
 
 
+def _load_transactions() -> None:
+    """Called for tasks that have to do with them: engines open none before their module is loaded."""
+    import_module(".transactions", __package__)  # only for programs with transactions
+
+
 class Task(Definition, Generic[P, R_co]):
     """A function whose calls are task runs: recorded, retried, and handed back in a re-execution.
 
@@ -97,6 +102,15 @@ class Task(Definition, Generic[P, R_co]):
         self.task_key = f"{self.qualified_name.rpartition('.')[2]}-{self.code_digest()}"
         #: what a call of this task is known by in a re-execution, beside its inputs
         self.call_identity = f"task {self.qualified_name} {self.name} {self.version}".encode()
+
+        if self.persist_result:
+            _load_transactions()
+
+    def _listed_hooks(self, option: str, hooks: Iterable[Callable[..., Any]] | None) -> list[Callable[..., Any]]:
+        listed = super()._listed_hooks(option, hooks)
+        if listed and option in ("on_commit", "on_rollback"):
+            _load_transactions()
+        return listed
 
     def _set_retries(self, given: TaskOptions) -> None:
         settings = current_settings()
@@ -220,9 +234,9 @@ class Task(Definition, Generic[P, R_co]):
         """Run the task here and now: its result, or its final state with `return_state`.
 
         A coroutine task gives a coroutine. An upstream in `wait_for` or among the arguments that did not
-        complete leaves the run NotReady, and the call gives None."""
-        self._check_kind()
-        return_type = "state" if kwargs.pop("return_state", False) else "result"
+        complete leaves the run NotReady, and the call gives None. A generator task gives a generator, and runs while
+        that is consumed."""
+        return_type: Literal["state", "result"] = "state" if kwargs.pop("return_state", False) else "result"
         wait_for = kwargs.pop("wait_for", None)
         return run_task(self, parameters=self.bind(args, kwargs), wait_for=wait_for, return_type=return_type)
 
@@ -392,12 +406,7 @@ class Task(Definition, Generic[P, R_co]):
         task_run.enter(_first_state(task_run, deferred))
         return task_run
 
-    def _check_kind(self) -> None:
-        if self.isgenerator:
-            raise TypeError(f"{self.name!r} is a generator function; generator tasks are not supported yet")
-
     def _runner(self) -> Any:
-        self._check_kind()
         context = FlowRunContext.get()
         if context is None:
             raise RuntimeError(

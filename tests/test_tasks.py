@@ -86,20 +86,6 @@ class TestCalling:
         with pytest.raises(RuntimeError, match="while a flow runs"):
             getattr(add, method)([1])
 
-    def test_a_generator_task_is_refused_for_now_when_it_is_called(self):
-        @task
-        def numbers():
-            yield 1
-
-        @flow
-        def body():
-            for call in (numbers, numbers.submit, numbers.map):
-                with pytest.raises(TypeError, match="generator tasks are not supported yet"):
-                    call()
-
-        body()
-        assert fold().tasks == {}
-
     @pins("task_engine", 39)
     def test_a_coroutine_task_that_is_not_awaited_makes_no_run(self):
         @flow

@@ -15,7 +15,12 @@ DIFFERENT: dict[str, dict[int, str]] = {
         109: "A final state is never overwritten without force",
     },
     "futures_runners": {},
-    "flows": {},
+    "flows": {
+        58: "A flow retry is a new attempt",
+        59: "A flow retry is a new attempt",
+        62: "The dynamic key of a run is its id",
+        77: "`sys.exit()` in a submitted task is a CRASHED task",
+    },
 }
 
 #: area -> number -> what is left for later, in a few words

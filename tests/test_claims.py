@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.behaviour_support import pins
 from tests.kill_support import (
     ROOT,
     cli,
@@ -182,6 +183,7 @@ def race(place: Place, *, gated: bool) -> None:
     assert place.claims() == claims + 1
 
 
+@pins("flows", 138)
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_i12_of_eight_processes_that_resume_one_run_at_once_one_wins(tmp_path, orphan, trials):

@@ -39,6 +39,7 @@ from microflow.states import (
     State,
     StateType,
 )
+from tests.behaviour_support import pins
 from tests.support import (
     PATIENCE,
     Colour,
@@ -90,6 +91,7 @@ def outcome(colour: Colour, body: Any, **options: Any) -> tuple[State[Any], Any]
 class TestFinalStates:
     """What the body came to, what is recorded, and what the caller gets."""
 
+    @pins("flows", 37)
     @both
     @pytest.mark.parametrize("value", [None, 5, "text", [], {"a": 1}, ValueError("returned"), [Failed(), 1]])
     def test_a_value_completes_the_run(self, colour: Colour, value):
@@ -136,6 +138,7 @@ class TestFinalStates:
         assert isinstance(raised, ValueError)
         assert "no state that a run can end in" in str(raised)
 
+    @pins("flows", 40)
     @both
     def test_one_failed_state_or_future_raises_its_error(self, colour: Colour):
         for make in (lambda: bad(return_state=True), lambda: bad.submit()):
@@ -151,6 +154,7 @@ class TestFinalStates:
             assert isinstance(given, State)
             assert given.result(_sync=True) == 1
 
+    @pins("flows", 41, 42)
     @both
     @pytest.mark.parametrize("kind", [list, tuple])
     @pytest.mark.parametrize(
@@ -176,6 +180,7 @@ class TestFinalStates:
             assert type(given) is kind
             assert [each.name for each in given] == names
 
+    @pins("flows", 44, 45)
     @both
     @pytest.mark.parametrize("wrap", [lambda f: {"a": f}, lambda f: (None, f), lambda f: [[f]], lambda f: [f, 1]])
     def test_states_among_other_things_do_not_matter(self, colour: Colour, wrap):
@@ -185,6 +190,7 @@ class TestFinalStates:
             given = given["a"] if isinstance(given, dict) else given[-1] if given[0] is None else given[0]
         assert given.is_failed()
 
+    @pins("flows", 46)
     @both
     def test_a_map_comes_back_as_a_plain_list_of_states(self, colour: Colour):
         state, given = outcome(colour, lambda: good.map([1, 2]))
@@ -193,6 +199,7 @@ class TestFinalStates:
         assert [each.result(_sync=True) for each in given] == [1, 2]
         assert not isinstance(given, FutureList)
 
+    @pins("flows", 38)
     @both
     def test_a_failed_task_that_nobody_asked_for_does_not_matter(self, colour: Colour):
         def body():
@@ -201,6 +208,7 @@ class TestFinalStates:
 
         assert outcome(colour, body)[0].is_completed()
 
+    @pins("flows", 52)
     @both
     def test_a_generator_is_given_as_a_list(self, colour: Colour):
         state, given = outcome(colour, lambda: (n for n in (1, 2)))
@@ -263,6 +271,7 @@ class TestFinalStates:
 
 
 class TestRetries:
+    @pins("flows", 54)
     @both
     def test_a_failed_attempt_is_followed_by_another(self, colour: Colour):
         attempts = Witness()
@@ -291,6 +300,7 @@ class TestRetries:
         assert state.is_failed()
         assert sum(slept) == pytest.approx(3, abs=0.3)
 
+    @pins("flows", 64)
     @both
     @pytest.mark.parametrize("make", [lambda: Failed(message="by hand"), lambda: bad.submit()])
     def test_a_returned_failure_is_retried_like_a_raised_one(self, colour: Colour, make):
@@ -304,6 +314,7 @@ class TestRetries:
         assert colour.run(body) == "third"
         assert attempts["body"] == 3
 
+    @pins("flows", 51)
     @both
     @pytest.mark.parametrize("make", [lambda: Completed(data=1), lambda: good.submit()])
     def test_the_error_of_an_earlier_attempt_is_forgotten(self, colour: Colour, make):
@@ -332,6 +343,7 @@ class TestRetries:
 
         assert [state.name for state in colour.run(body)] == ["Failed", "Completed"]
 
+    @pins("flows", 57)
     @both
     def test_each_attempt_makes_new_task_runs_with_their_full_retries(self, colour: Colour):
         calls = Witness()
@@ -350,6 +362,7 @@ class TestRetries:
         assert calls["inner"] == 4
         assert task_states("inner") == [["Pending", "Running", "Retrying", "Failed"]] * 2
 
+    @pins("flows", 55, 82)
     @both
     def test_hooks_on_failure_run_once_and_on_running_for_each_attempt(self, colour: Colour):
         seen: list[str] = []
@@ -385,6 +398,7 @@ class TestRetries:
 
 
 class TestHooks:
+    @pins("flows", 81)
     @both
     @pytest.mark.parametrize(
         ("option", "make"),
@@ -411,6 +425,7 @@ class TestHooks:
         state = colour.run(colour.flow(make, **{each: [hook(each)] for each in options}), return_state=True)
         assert seen == [(option, state.name)]
 
+    @pins("flows", 48)
     @both
     def test_there_is_none_for_cancelled_and_paused(self, colour: Colour):
         seen: list[str] = []
@@ -419,6 +434,7 @@ class TestHooks:
             colour.run(colour.flow(lambda make=make: make(), **hooks), return_state=True)
         assert seen == []
 
+    @pins("flows", 78, 79)
     @both
     def test_one_that_raises_hurts_nobody_and_coroutines_are_awaited(self, colour: Colour, caplog):
         seen: list[str] = []
@@ -432,6 +448,7 @@ class TestHooks:
         assert seen == ["later", "last"]
         assert "An error was encountered while running hook '<lambda>'" in caplog.text
 
+    @pins("flows", 73)
     @both
     def test_an_interrupt_in_a_hook_goes_on_and_the_final_state_stays(self, colour: Colour):
         def hook(flow, flow_run, state):
@@ -452,6 +469,7 @@ class TestHooks:
 
 
 class TestInterrupts:
+    @pins("flows", 71)
     @both
     @pytest.mark.parametrize(
         ("interrupt", "text"),
@@ -477,6 +495,7 @@ class TestInterrupts:
         with pytest.raises(CrashedRun, match=text):
             fold().states[-1].result(_sync=True)
 
+    @pins("flows", 72)
     @both
     def test_before_the_body_they_are_recorded_too(self, colour: Colour):
         def name():
@@ -496,6 +515,7 @@ class TestInterrupts:
         assert "aborted: enough" in caplog.text
         assert fold().owner is None
 
+    @pins("flows", 75)
     def test_a_cancelled_coroutine_flow_is_recorded(self):
         @flow
         async def forever():
@@ -559,6 +579,7 @@ class TestRunFlow:
         assert state.result(_sync=True) == [1, (5, 6), 3, {"c": 7}]
         assert flow_states(created.id) == ["Pending", "Running", "Completed"]
 
+    @pins("flows", 140)
     @both
     def test_given_parameters_replace_the_recorded_ones(self, colour: Colour):
         made = colour.flow(lambda a, b=2: [a, b])

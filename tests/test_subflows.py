@@ -16,6 +16,7 @@ from microflow.exceptions import CrashedRun
 from microflow.futures import FutureList
 from microflow.states import Cancelled, Crashed, State
 from microflow.task_runners import ThreadPoolTaskRunner
+from tests.behaviour_support import pins
 from tests.support import (
     Colour,
     Witness,
@@ -223,6 +224,7 @@ class TestOutcomes:
         state = colour.run(parent, return_state=True)
         assert (state.name, state.message) == ("Cancelled", "1/1 states cancelled.")
 
+    @pins("flows", 49)
     @both
     def test_a_crashed_child_fails_its_parent_and_runs_the_hooks_of_both(self, colour: Colour):
         seen: list[str] = []
@@ -256,6 +258,7 @@ class TestOutcomes:
         assert [flow_states(each)[-1] for each in flow_run_ids()] == ["Crashed", "Crashed"]
         assert all(fold(each).owner is None for each in flow_run_ids())
 
+    @pins("flows", 60)
     @both
     def test_retries_of_child_and_parent_multiply(self, colour: Colour):
         calls = Witness()

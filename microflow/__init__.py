@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .states import State
     from .tasks import Task, task
     from .transactions import Transaction, transaction
+    from .worker import serve
 
 __all__ = [
     "Flow",
@@ -34,6 +35,7 @@ __all__ = [
     "pause_flow_run",
     "quote",
     "resume_flow_run",
+    "serve",
     "suspend_flow_run",
     "tags",
     "task",
@@ -54,6 +56,7 @@ _HOMES = {
     "pause_flow_run": "flow_runs",
     "quote": "_arguments",
     "resume_flow_run": "flow_runs",
+    "serve": "worker",
     "suspend_flow_run": "flow_runs",
     "tags": "context",
     "task": "tasks",

@@ -12,6 +12,7 @@ Whoever made it was not told that it was made; a flow that is run again makes th
 from __future__ import annotations
 
 import os
+import time
 
 from . import _files
 from ._media import RUN_ID, check_run_id, storage_error
@@ -37,6 +38,22 @@ class FileQueue:
                 _files.sync_folder(self._folder)
         except OSError as error:
             raise storage_error(error, path) from error
+
+    def stamp(self) -> int:
+        """The moment of the last change, in nanoseconds of the file system's clock; 0 before there was any."""
+        try:
+            return _files.stat_path(self._folder).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise storage_error(error, self._folder) from error
+
+    def names(self) -> set[str]:
+        """The ids of all entries."""
+        try:
+            return {name for name in _files.list_folder(self._folder) if RUN_ID.fullmatch(name)}
+        except OSError as error:
+            raise storage_error(error, self._folder) from error
 
     def list(self) -> list[str]:
         """The ids of all entries, the longest waiting first."""
@@ -73,6 +90,14 @@ class MemoryQueue:
     def put(self, run_id: str) -> None:
         """Have the run looked at. Twice is once."""
         self._entries.setdefault(check_run_id(run_id))
+
+    def stamp(self) -> int:
+        """The moment of the last change: always now, since looking costs nothing."""
+        return time.time_ns()
+
+    def names(self) -> set[str]:
+        """The ids of all entries."""
+        return set(self._entries)
 
     def list(self) -> list[str]:
         """The ids of all entries, the longest waiting first."""

@@ -31,6 +31,7 @@ from ._strict_json import parse
 from ._waits import now_us
 from .client.fold import Run, shown, shown_result
 from .client.orchestration import SyncClient, current_client
+from .entrypoints import load_entrypoint
 from .exceptions import (
     ConfigurationError,
     DamagedLog,
@@ -51,6 +52,8 @@ from .flows import Flow, load_flow_from_entrypoint
 from .serializers import to_json
 from .settings import current_settings
 from .states import Pending, State, StateType
+from .tasks import Task
+from .worker import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -154,6 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--no-run", action="store_true", help="only mark a suspended run as resumed")
     cancel = add("cancel", cancel_command, "ask a flow run to stop; a running one does so at its next task call")
     cancel.add_argument("run", metavar="RUN", help="the id of a flow run, or its unique beginning")
+    words = "take deferred task runs from the queue and run them, until SIGTERM or Ctrl-C"
+    serve = add("serve", serve_command, words)
+    serve.add_argument("targets", metavar="TARGET", nargs="+", help="path.py:task or module:task")
+    serve.add_argument("--limit", type=_limit, default=10, metavar="N", help="how many run at a time (10), or none")
     gc = add("gc", gc_command, "delete flow runs that ended long ago")
     gc.add_argument("--older-than", required=True, metavar="AGE", help="for example 30d, 12h, 90m")
     vendor = add("vendor", vendor_command, "copy this package into another program, or check a copy")
@@ -246,6 +253,25 @@ def _report_request(options: argparse.Namespace, run: Run) -> int:
     report = _report(run, state)
     print(json.dumps(report) if options.json else f"{run.run_id}  {printable(run.flow_run.flow_name)}  {state}")
     return COMPLETED
+
+
+def serve_command(options: argparse.Namespace, client: SyncClient) -> int:
+    """``serve TARGET …``. What runs when it is told to stop is finished."""
+    tasks = [load_entrypoint(target) for target in options.targets]
+    for target, task in zip(options.targets, tasks, strict=True):
+        if not isinstance(task, Task):
+            raise UsageError(f"{target} is a {type(task).__name__}, no task")
+    serve(*tasks, limit=options.limit, _sync=True)
+    return COMPLETED
+
+
+def _limit(text: str) -> int | None:
+    if text == "none":
+        return None
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def ls_command(options: argparse.Namespace, client: SyncClient) -> int:

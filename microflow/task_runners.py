@@ -16,6 +16,8 @@ from ._submitting import PooledTaskRunner, Submission
 from ._submitting import TaskRunner as TaskRunner
 from ._waits import finish
 from .calls import new_call
+from .futures import DistributedFuture, RunFuture
+from .logging import get_logger
 from .settings import current_settings
 
 if TYPE_CHECKING:
@@ -281,4 +283,35 @@ class ExecutorTaskRunner(DispatchingTaskRunner):
             carrier.close(wait=patience is None)
 
 
+class WorkerTaskRunner(TaskRunner[DistributedFuture[Any]]):
+    """Defers what is submitted: worker processes that share the home run it (``python -m microflow serve``).
+
+    Arguments are carried to the worker, so futures among them have to be of deferred runs. Leaving the runner neither
+    waits for anything nor cancels anything."""
+
+    def duplicate(self) -> WorkerTaskRunner:
+        """Another one that is not started."""
+        return type(self)()
+
+    def submit(
+        self,
+        task: Task[Any, Any],
+        parameters: dict[str, Any],
+        wait_for: Iterable[RunFuture[Any]] | None = None,
+        dependencies: dict[str, set[TaskRunInput]] | None = None,
+    ) -> DistributedFuture[Any]:
+        """Record a run of `task` for a worker; SerializationError, before that, for what cannot be carried."""
+        self._check_started()
+        if wait_for is not None and not isinstance(wait_for, (list, tuple, set, frozenset)):
+            wait_for = list(wait_for) if hasattr(wait_for, "__next__") else [wait_for]  # type: ignore[list-item]  # a bare one
+        future = task.defer(parameters, wait_for, dependencies)
+        get_logger("task_runners").info("task run %s of task %r waits for a worker", future.task_run_id, task.name)
+        return future
+
+    def is_idle(self) -> bool:
+        """Leaving it waits for nothing."""
+        return True
+
+
+PrefectTaskRunner = WorkerTaskRunner  # the reference's spelling
 ConcurrentTaskRunner = ThreadPoolTaskRunner  # the reference's other name

@@ -298,7 +298,7 @@ class Task(Definition, Generic[P, R_co]):
             parameters[name] = unmapped(parameters[name])
         if deferred:
             wait_for = list(wait_for) if wait_for is not None else None
-            return FutureList([self._defer(child, wait_for) for child in self.parameters.children(parameters)])
+            return FutureList([self.defer(child, wait_for) for child in self.parameters.children(parameters)])
         futures = self._runner().map(self, parameters, wait_for)
         if return_state:
             futures.wait()
@@ -336,7 +336,7 @@ class Task(Definition, Generic[P, R_co]):
         Works inside of flows and outside. Arguments have to be carried to the other process: SerializationError, naming
         the one that cannot be, before anything is recorded. `dependencies` are added to the run's inputs."""
         parameters = self.bind(tuple(args or ()), dict(kwargs or {}))
-        return self._defer(parameters, wait_for, dependencies)
+        return self.defer(parameters, wait_for, dependencies)
 
     @overload
     def delay(
@@ -349,18 +349,31 @@ class Task(Definition, Generic[P, R_co]):
         """:meth:`apply_async` with the arguments as in a call. `wait_for` and `return_state` are no arguments here."""
         return self.apply_async(args, kwargs)
 
-    def _defer(
+    def defer(
         self,
         parameters: dict[str, Any],
         wait_for: Iterable[RunFuture[Any]] | None,
         dependencies: dict[str, set[TaskRunInput]] | None = None,
     ) -> DistributedFuture[Any]:
+        """:meth:`apply_async` with `parameters` that are bound already, by name."""
         wait_for = list(wait_for) if wait_for is not None else None
         task_run = deferred_call(self, parameters, wait_for, dependencies)
         recorded = current_client().create_task_run(
             self, task_run, parameters=parameters, wait_for=wait_for, context=describe_context()
         )
         return DistributedFuture(recorded.id)
+
+    def serve(self, *, limit: int | None = 10, timeout: float | None = None) -> Any:
+        """Take and run deferred runs of this task; see :func:`~microflow.worker.serve`."""
+        from .worker import serve  # only workers load it
+
+        return serve(self, limit=limit, timeout=timeout)
+
+    async def aserve(self, *, limit: int | None = 10, timeout: float | None = None) -> None:
+        """The coroutine form of :meth:`serve`."""
+        from .worker import aserve  # only workers load it
+
+        await aserve(self, limit=limit, timeout=timeout)
 
     async def create_run(
         self,

@@ -35,6 +35,8 @@ STATE_SETTERS = {
     "_flow_lifecycle.BaseFlowRunEngine.set_state": "the flow engine's",
     "_tracking.Tracking._append": "a subflow's tracking run has no engine: its state is the child's",
     "_flow_lifecycle.BaseFlowRunEngine._prepare": "NotReady, before the run begins",
+    "worker.DeferredWork.fail": "a run that could not begin",
+    "worker._give_up": "a run that killed its workers and is not run again",
     "_submitting.Submission._record": "a run that no engine ever had, or whose engine is left behind",
     "_submitting.PooledTaskRunner._submit_all": "the creation of runs that no engine has yet",
     "tasks.Task.create_run": "the creation of a run that no engine has yet",
@@ -45,7 +47,7 @@ APPENDERS = {
     "client.live.LiveRun._transition": "every transition",
     "client.live.LiveRun._append_release": "a release, no state",
     "client.orchestration.SyncClient.start": "the first line of a run",
-    "client.orchestration.SyncClient._append_claim": "a claim",
+    "client.orchestration.SyncClient.append_claim": "a claim",
     "client.orchestration.SyncClient.create_task_run": "the first line of a deferred task run",
     "_carried.teach": "what an owner knows, copied into a worker's memory",
 }

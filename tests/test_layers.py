@@ -124,6 +124,7 @@ FLOORS: dict[str, float] = {
     "flow_runs": 6.1,
     "_submitting": 6.9,
     "task_runners": 7,
+    "_candidates": 6.5,
     "worker": 7,
     "tasks": 8,
     "flows": 8,

@@ -139,7 +139,7 @@ class SyncClient:
         bodies = [header]
         token = self.store.own() if own else None
         if token is not None:
-            bodies.append({"k": "claim", "owner": token, "pid": os.getpid(), "host": _host()})
+            bodies.append({"k": "claim", "owner": token, "pid": os.getpid(), "host": host_name()})
         bodies.append(state_record(state, None, None))
         epoch, now = 1 if own else None, now_us()
         try:
@@ -202,7 +202,7 @@ class SyncClient:
             final = state is not None and state.type in FINAL
             if state is not None and final and (state.is_completed() or not force):
                 raise NotPausedError(f"flow run {run_id} has ended as {state}; it is not waiting to be resumed")
-            live = self._append_claim(run, forced=final)
+            live = self.append_claim(run, forced=final)
             if live is not None:
                 return live
 
@@ -224,11 +224,11 @@ class SyncClient:
                 )
             time.sleep(0.01)
 
-    def _append_claim(self, run: Run, *, forced: bool) -> LiveRun | None:
+    def append_claim(self, run: Run, *, forced: bool) -> LiveRun | None:
         """Precedes everything that the new owner appends: from here on the old owner is fenced. None when
         somebody else appended first."""
         token = self.store.own()
-        body: dict[str, Any] = {"k": "claim", "owner": token, "pid": os.getpid(), "host": _host()}
+        body: dict[str, Any] = {"k": "claim", "owner": token, "pid": os.getpid(), "host": host_name()}
         bodies = [body]
         if forced:
             body["forced"] = True
@@ -503,7 +503,7 @@ def _working_folder() -> str | None:
         return None
 
 
-def _host() -> str:
+def host_name() -> str:
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "unknown")
 
 

@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers: processes that take queued runs and run them.
+
+Goal: each queued run is run by one process at a time, and at least once, whatever happens to the processes.
+
+The rule: an entry of the queue says only "look at this run". Who runs it is decided by the claim in its log, which one
+process can append; all others find another owner there and look elsewhere. The owner's lock ends with its process, so
+a run whose worker died is taken again by whoever looks next: up to three times, then it is recorded CRASHED. The entry
+is removed after the run's end was recorded, by whoever notices.
+
+    queue ──▶ Candidates: is it ours, free, due?  ──▶ claim ──▶ Pool: a slot, a thread or a loop ──▶ the engine
+      ▲                                                                                              │
+      └── the entry is removed ◀── the run is let go ◀── its end is in its log ◀─────────────────────┘
+
+A run is claimed only when a slot is free for it: what is more than `limit` stays in the queue, for any worker. A run
+that waits for another one gives its slot back, as everywhere. SIGTERM and the first Ctrl-C end the taking; what
+runs is finished, the rest is left.
+
+Which thread runs what: the worker's own thread looks and claims; blocking tasks run in threads of the pool, coroutine
+tasks on its loop. What kinds of runs can be served is said by :class:`Serving`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._candidates import Candidates
+from ._pool import LoopThread, Pool, PoolSlot
+from ._waits import SLOT, AsyncioWaits, StopSignal, choose_async, now_us, to_datetime
+from .calls import Call
+from .client.deferred import carried_by
+from .client.orchestration import current_client, host_name
+from .context import tags
+from .entrypoints import entrypoint_of
+from .exceptions import LogError, MicroflowException, StorageError, describe
+from .logging import get_logger
+from .states import Crashed, State, exception_to_failed_state
+from .task_engine import run_call
+from .task_runs import has_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+    from datetime import datetime
+    from types import FrameType, TracebackType
+    from uuid import UUID
+
+    from .client.fold import Run
+    from .client.live import LiveRun
+    from .client.objects import TaskRun
+    from .client.orchestration import SyncClient
+    from .tasks import Task
+
+#: how often a run is taken over from a process that died with it
+MOST_TAKEOVERS = 3
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.010
+
+
+class Serving(Protocol):
+    """One kind of runs that a worker can serve."""
+
+    def serves(self, run: Run) -> bool:
+        """Whether the queued run is one of these."""
+
+    def work(self, live: LiveRun, cancelled: StopSignal) -> Work:
+        """What runs a run that was claimed. What is wrong with the run is recorded in it, and raised by nobody."""
+
+
+class Work(Protocol):
+    """One claimed run."""
+
+    isasync: bool
+    key: str
+
+    def run(self) -> State[Any] | None:
+        """Run it to its end in this thread; its final state."""
+
+    async def run_async(self) -> State[Any] | None:
+        """Run it to its end on the loop of this thread."""
+
+    def fail(self, error: BaseException) -> State[Any] | None:
+        """The engine raised, before or after it could record an end: record one, unless there is one."""
+
+
+class DeferredTasks:
+    """Serves the deferred runs of some tasks. A run is one of a task's when their keys agree, or else, after an edit,
+    their entrypoints."""
+
+    def __init__(self, tasks: tuple[Task[Any, Any], ...]) -> None:
+        self.by_key = {task.task_key: task for task in tasks}
+        places = {entrypoint_of(task.fn): task for task in tasks}
+        places.pop(None, None)
+        self._by_place = places
+
+    def task_of(self, run: Run) -> Task[Any, Any] | None:
+        """The task whose run this is."""
+        return self.by_key.get(run.header.get("task", "")) or self._by_place.get(run.header.get("entrypoint"))
+
+    def serves(self, run: Run) -> bool:
+        """Whether it is a deferred run of one of the tasks."""
+        return run.is_task and self.task_of(run) is not None
+
+    def work(self, live: LiveRun, cancelled: StopSignal) -> DeferredWork:
+        """What runs the claimed run."""
+        task = self.task_of(live.run)
+        assert task is not None, "only what is served is claimed"
+        return DeferredWork(task, live, cancelled)
+
+
+class DeferredWork:
+    """One claimed run of a deferred task."""
+
+    def __init__(self, task: Task[Any, Any], live: LiveRun, cancelled: StopSignal) -> None:
+        self.task = task
+        self.key = task.task_key
+        self.isasync = task.isasync
+        self._live = live
+        self._cancelled = cancelled
+        task_run = live.run.task_run(live.run_id)
+        begun = task_run.state is not None and task_run.state.name not in ("Scheduled", "Pending")
+        self._call = Call(task_run, live, None, again=begun)
+
+    @contextmanager
+    def _started(self) -> Iterator[Any]:
+        """The engine's answer, in the context that the run was deferred in."""
+        given = carried_by(self._live.run)
+        with tags(*given.get("context", {}).get("tags", ())):
+            parameters, wait_for = given.get("parameters", {}), given.get("wait_for")
+            yield run_call(self._call, self.task, parameters, wait_for, self._cancelled)
+
+    def run(self) -> State[Any] | None:
+        """Run it to its end in this thread."""
+        with self._started() as state:
+            return self._call.task_run.state if state is None else state
+
+    async def run_async(self) -> State[Any] | None:
+        """Run it to its end on the loop of this thread."""
+        with self._started() as running:
+            state: State[Any] = await running
+            return state
+
+    def fail(self, error: BaseException) -> State[Any] | None:
+        """Record FAILED with the error, unless the run has an end."""
+        task_run = self._call.task_run
+        if not has_ended(task_run.state):
+            state = exception_to_failed_state(_exception(error), message="The deferred run could not be run:")
+            state.state_details.task_run_id = task_run.id
+            self._live.propose_task(task_run, [state], force=True)
+        return task_run.state
+
+
+def _exception(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(describe(error))
+
+
+class _Job:
+    """A claimed run as a job of the pool."""
+
+    def __init__(self, worker: TaskWorker, work: Work, live: LiveRun) -> None:
+        self.work = work
+        self.isasync = work.isasync
+        self.context = copy_context()
+        self.loop_thread: LoopThread | None = None
+        self.upstreams: tuple[Any, ...] = ()
+        self.waiting: Any = None
+        self._worker = worker
+        self._live = live
+        self._ended = False
+
+    def has_ended(self) -> bool:
+        """Whether the run was let go."""
+        return self._ended
+
+    def run(self, slot: PoolSlot) -> None:
+        """Run it in this thread."""
+        SLOT.set(slot)
+        try:
+            self.let_go(self.work.run())
+        except BaseException as error:  # a worker outlives whatever a run raises
+            self._fail(error)
+
+    async def run_async(self, slot: PoolSlot) -> None:
+        """Run it on the loop of this thread."""
+        SLOT.set(slot)
+        try:
+            self.let_go(await self.work.run_async())
+        except BaseException as error:  # the loop outlives whatever a run raises
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        try:
+            if isinstance(error, (LogError, StorageError)):
+                raise error
+            state = self.work.fail(error)
+        except (LogError, StorageError) as refused:  # the log does not take our word: somebody else is to look at it
+            get_logger("worker").error("run %s is left to others: %s", self._live.run_id, refused)
+            self._worker.client.abandon(self._live)
+            self._finish()
+        else:
+            self.let_go(state)
+
+    def let_go(self, state: State[Any] | None) -> None:
+        """Release the run, then remove its entry if it has ended. Dying in between, the entry leads to an ended run,
+        and whoever looks at it removes it."""
+        client = self._worker.client
+        try:
+            client.let_go(self._live)
+            if has_ended(state):
+                client.store.queue.take(self._live.run_id)
+        except (LogError, StorageError) as problem:
+            get_logger("worker").error("run %s could not be let go: %s", self._live.run_id, problem)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._ended = True
+        self._worker._finished(self, self._live)
+
+
+class TaskWorker:
+    """Runs deferred task runs of `tasks`, at most `limit` at a time (None: any number).
+
+    ``start`` serves in the calling thread until ``stop`` is called or the time is up; ``with`` or ``async with`` serves
+    in a thread of its own for the block."""
+
+    def __init__(self, *tasks: Task[Any, Any], limit: int | None = 10) -> None:
+        _check(tasks, limit)
+        self.tasks = tasks
+        self.limit = limit
+        self.client_id = f"{host_name()}-{os.getpid()}"
+        self.client: SyncClient = current_client()
+        self.started_at: datetime | None = None
+        #: said to stop: nothing more is taken. An attribute, and no Event: it is set in signal handlers
+        self.stopping = False
+        self.in_flight_task_runs: dict[str, dict[UUID, datetime]] = {task.task_key: {} for task in tasks}
+        self.finished_task_runs: dict[str, int] = {task.task_key: 0 for task in tasks}
+        self._serving: Serving = DeferredTasks(tasks)
+        self._cancelled = StopSignal()
+        self._pool: Pool | None = None
+        self._ring = threading.Event()
+        self._thread: threading.Thread | None = None
+        # guards the two tables of runs
+        self._lock = threading.Lock()
+
+    @property
+    def started(self) -> bool:
+        """Whether the worker takes runs, or finishes those that it took."""
+        return self._pool is not None
+
+    @property
+    def current_tasks(self) -> int | None:
+        """How many slots are in use; None without a limit."""
+        return None if self.limit is None else self._pool.active if self._pool is not None else 0
+
+    @property
+    def available_tasks(self) -> int | None:
+        """How many slots are free; None without a limit."""
+        used = self.current_tasks
+        return None if self.limit is None or used is None else max(0, self.limit - used)
+
+    # ----------------------------------------------------------------------------------------------- serving
+
+    def start(self, timeout: float | None = None) -> None:
+        """Serve in this thread until ``stop`` is called, or for `timeout` seconds; what runs then is finished."""
+        if self._pool is not None:
+            raise RuntimeError("This worker is already started")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._pool = pool = Pool(self.limit or sys.maxsize, "microflow-worker")
+        self.started_at, self.stopping = to_datetime(now_us()), False
+        candidates = Candidates(self.client, self._serving.serves)
+        patience: float | None = None
+        try:
+            pause = SHORTEST_PAUSE
+            while not self.stopping and (deadline is None or time.monotonic() < deadline):
+                if self._take_what_fits(candidates, pool):
+                    pause = SHORTEST_PAUSE
+                self._rest(pause, candidates, deadline)
+                pause = min(pause * 1.5, LONGEST_PAUSE)
+        except BaseException:  # interrupted: what runs cannot be waited for as long as it likes
+            patience = 0.5
+            raise
+        finally:
+            candidates.close()
+            self._close(pool, patience)
+
+    def _rest(self, pause: float, candidates: Candidates, deadline: float | None) -> None:
+        """Wait for the end of a run, or for as long as nothing is due."""
+        due = candidates.seconds_to_next()
+        if due:
+            pause = min(pause, due)
+        if deadline is not None:
+            pause = min(pause, max(0.0, deadline - time.monotonic()))
+        if self._ring.wait(pause):
+            self._ring.clear()
+
+    def _take_what_fits(self, candidates: Candidates, pool: Pool) -> bool:
+        """Claim runs while there are slots; whether any was there."""
+        candidates.refresh()
+        taken = False
+        while not self.stopping and pool.active < pool.max_workers:
+            run_id = candidates.next()
+            if run_id is None:
+                break
+            taken = True
+            try:
+                if not self._take(run_id, pool):
+                    candidates.look_at(run_id)
+            except MicroflowException as problem:
+                get_logger("worker").error("the queued run %s cannot be taken: %s", run_id, problem)
+        return taken
+
+    def _take(self, run_id: str, pool: Pool) -> bool:
+        """Claim a run and put it to work; False when somebody else has it, or it has ended."""
+        live = _claim_if_free(self.client, run_id)
+        if live is None:
+            return False
+        work = self._serving.work(live, self._cancelled)
+        job = _Job(self, work, live)
+        with self._lock:
+            self.in_flight_task_runs.setdefault(work.key, {})[live.run.flow_run.id] = _now()
+        if len(live.run.former_owners) > MOST_TAKEOVERS:
+            job.let_go(_give_up(live))
+        elif not pool.put(job):  # the worker was stopped at this moment
+            job.let_go(None)
+        return True
+
+    def _finished(self, job: _Job, live: LiveRun) -> None:
+        key = job.work.key
+        with self._lock:
+            self.in_flight_task_runs.get(key, {}).pop(live.run.flow_run.id, None)
+            self.finished_task_runs[key] = self.finished_task_runs.get(key, 0) + 1
+        self._ring.set()
+
+    def _close(self, pool: Pool, patience: float | None) -> None:
+        for job in pool.close():
+            job.let_go(None)  # type: ignore[attr-defined]  # the pool's jobs are ours
+        pool.join(patience)
+        self._pool = None
+
+    def stop(self) -> None:
+        """Take nothing more; ``start`` returns when what runs has ended. RuntimeError unless started."""
+        if self._pool is None:
+            raise RuntimeError("This worker is not started")
+        self.stopping = True
+
+    async def astop(self) -> None:
+        """The coroutine form of :meth:`stop`."""
+        self.stop()
+
+    def execute_task_run(self, task_run: TaskRun) -> None:
+        """Take one deferred run, in a started worker, as soon as a slot is free; returns when it has begun.
+
+        RuntimeError when another process has it, or it has ended."""
+        pool = self._pool
+        if pool is None:
+            raise RuntimeError("This worker is not started")
+        while pool.active >= pool.max_workers and not self.stopping:
+            time.sleep(SHORTEST_PAUSE)
+        if not self._take(task_run.text, pool):
+            raise RuntimeError(f"task run {task_run.id} is run by another process, or has ended")
+
+    # ------------------------------------------------------------------------------------------ as a context
+
+    def __enter__(self) -> TaskWorker:
+        self._thread = threading.Thread(target=copy_context().run, args=(self.start,), name="microflow worker")
+        self._thread.start()
+        while self._pool is None and self._thread.is_alive():
+            time.sleep(SHORTEST_PAUSE)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopping = True
+        if self._thread is not None:
+            self._thread.join()
+
+    async def __aenter__(self) -> TaskWorker:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopping = True
+        await AsyncioWaits().block(self.__exit__, kind, error, trace)
+
+
+def _now() -> datetime:
+    moment = to_datetime(now_us())
+    assert moment is not None
+    return moment
+
+
+def _check(tasks: tuple[Any, ...], limit: Any) -> None:
+    for task in tasks:
+        if not hasattr(task, "task_key"):
+            raise TypeError(f"only tasks can be served, not {task!r}")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a whole number of at least 1, or None for any number; got {limit!r}")
+
+
+def _claim_if_free(client: SyncClient, run_id: str) -> LiveRun | None:
+    """Claim a run; None at once, and nothing appended, when another process works on it or was faster, or when it has
+    ended."""
+    run = client.fold(run_id)
+    if has_ended(run.flow_run.state) or client.is_alive(run):
+        return None
+    return client.append_claim(run, forced=False)
+
+
+def _give_up(live: LiveRun) -> State[Any]:
+    """Record that a run is not run again: dying before this append, the next worker does it."""
+    many = len(live.run.former_owners)
+    state: State[Any] = Crashed(message=f"{many} processes ended while they ran it; it is not run again.")
+    task_run = live.run.task_run(live.run_id)
+    state.state_details.task_run_id = task_run.id
+    live.propose_task(task_run, [state], force=True)
+    return state
+
+
+# --------------------------------------------------------------------------------------------------- serve
+
+
+def serve(
+    *tasks: Task[Any, Any],
+    limit: int | None = 10,
+    timeout: float | None = None,
+    _sync: bool | None = None,
+) -> Awaitable[None] | None:
+    """Take and run deferred runs of `tasks`, at most `limit` at a time, until SIGTERM or Ctrl-C, or for `timeout`
+    seconds; what runs then is finished, the rest is left for others. In async code a coroutine."""
+    worker = TaskWorker(*tasks, limit=limit)
+    if choose_async(_sync):
+        return _serve_async(worker, timeout)
+    _serve(worker, timeout)
+    return None
+
+
+async def aserve(*tasks: Task[Any, Any], limit: int | None = 10, timeout: float | None = None) -> None:
+    """The coroutine form of :func:`serve`."""
+    await _serve_async(TaskWorker(*tasks, limit=limit), timeout)
+
+
+def _serve(worker: TaskWorker, timeout: float | None) -> None:
+    names = ", ".join(repr(task.name) for task in worker.tasks)
+    get_logger("worker").info("worker %s serves %s", worker.client_id, names)
+    with _stopped_by_signals(worker):
+        worker.start(timeout)
+    get_logger("worker").info("worker %s has stopped", worker.client_id)
+
+
+async def _serve_async(worker: TaskWorker, timeout: float | None) -> None:
+    with _stopped_by_signals(worker):
+        try:
+            await AsyncioWaits().block(worker.start, timeout)
+        finally:
+            worker.stopping = True
+
+
+@contextmanager
+def _stopped_by_signals(worker: TaskWorker) -> Iterator[None]:
+    """SIGTERM and the first Ctrl-C stop the worker; a second Ctrl-C interrupts. Only the main thread can do that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if worker.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        worker.stopping = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -87,6 +87,11 @@ class Definition:
     # ------------------------------------------------------------------------------------------- methods
 
     @property
+    def ismethod(self) -> bool:
+        """Whether this is bound to an object or class."""
+        return bool(self._bound)
+
+    @property
     def bound_names(self) -> tuple[str, ...]:
         """The names of the parameters that the binding fills (``self`` or ``cls``)."""
         return tuple(self.parameters.names[: len(self._bound)])

@@ -521,8 +521,8 @@ def _show(run: Run, report: Report, seen: State[Any] | None) -> None:
     flow_run = run.flow_run
     owner = f"process {run.owner_pid} on {run.owner_host}" if run.owner else "nobody"
     facts = [
-        ("flow run", f"{flow_run.name} ({run.run_id})"),
-        ("flow", f"{flow_run.flow_name}, {flow_run.entrypoint or 'entrypoint unknown'}"),
+        ("task run" if run.is_task else "flow run", f"{flow_run.name} ({run.run_id})"),
+        ("task" if run.is_task else "flow", f"{flow_run.flow_name}, {flow_run.entrypoint or 'entrypoint unknown'}"),
         ("state", f"{report['state_name']} ({report['state_type']})"),
         ("message", report["message"] or "-"),
         ("parameters", json.dumps(flow_run.parameters)),

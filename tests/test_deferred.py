@@ -14,11 +14,12 @@ from uuid import uuid4
 
 import pytest
 
-from microflow import allow_failure, flow, get_client, quote, tags, task
+from microflow import allow_failure, cli, flow, get_client, quote, tags, task
 from microflow.calls import Call
 from microflow.client.orchestration import current_client
 from microflow.context import FlowRunContext, TaskRunContext
 from microflow.exceptions import (
+    CancelledRun,
     MissingResult,
     NotPausedError,
     ObjectNotFound,
@@ -28,7 +29,7 @@ from microflow.exceptions import (
 )
 from microflow.flow_runs import rerun
 from microflow.futures import ConcurrentFuture, DistributedFuture, FutureList, PrefectDistributedFuture
-from microflow.states import StateType
+from microflow.states import Cancelled, StateType
 from microflow.task_engine import run_call, run_task
 from tests.behaviour_support import pins
 from tests.support import Colour, both, flow_run_ids, fold, memory_home, run
@@ -309,6 +310,37 @@ def test_the_log_names_the_task_and_where_its_code_is():
     assert header["entrypoint"].endswith("test_deferred:add")
     assert json.loads(json.dumps(header["arguments"]["x"])) == {"json": 1}
     assert "flow" not in header
+
+
+def test_a_run_that_waits_can_be_cancelled_and_one_that_has_ended_cannot():
+    future = add.delay(1)
+    answer = current_client().set_task_run_state(future.task_run_id, Cancelled(message="not needed"))
+    assert answer.accepted
+    assert queue() == []
+    with pytest.raises(CancelledRun, match="not needed"):
+        future.result(timeout=0)
+    with pytest.raises(NotPausedError):
+        current_client().claim(str(future.task_run_id))
+
+    async def again():
+        async with get_client() as client:
+            return await client.set_task_run_state(future.task_run_id, Cancelled())
+
+    assert not run(again()).accepted
+    flow(lambda: 1, name="main")()
+    with pytest.raises(ObjectNotFound, match="not a deferred task run"):
+        current_client().set_task_run_state(flow_run_ids("main")[0], Cancelled())
+
+
+def test_the_command_line_calls_it_a_task_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MICROFLOW_HOME", str(tmp_path / "listed"))
+    future = add.delay(5)
+    assert cli.main(["show", str(future.task_run_id)]) == 0
+    shown = capsys.readouterr().out
+    assert f"task run    add ({future.task_run_id})" in shown
+    assert '"x": 5' in shown
+    assert cli.main(["ls"]) == 0
+    assert "Scheduled" in capsys.readouterr().out
 
 
 def test_a_deleted_run_leaves_the_queue():

@@ -230,6 +230,10 @@ def test_a_binding_fills_the_first_parameter_and_no_other():
     assert sorted(bound.bind((5,), {})) == ["n", "self"]
 
 
+def test_a_bound_copy_says_that_it_is_one():
+    assert (Box(1).add.ismethod, Box.add.ismethod, Box.of.ismethod) == (True, False, True)
+
+
 def test_a_bound_copy_keeps_its_binding_through_with_options():
     assert Box(1).add.with_options(name="other")(5) == 6
     assert Box.of.with_options(name="other")(5) == "Box 5"

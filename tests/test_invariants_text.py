@@ -42,6 +42,7 @@ STATE_SETTERS = {
     "tasks.Task.create_run": "the creation of a run that no engine has yet",
     "client.memory.MemoryTasks.create_tasks": "is propose_task, many times",
     "client.orchestration.SyncClient.set_flow_run_state": "an operator's or another process's word",
+    "client.orchestration.SyncClient.set_task_run_state": "likewise, on a deferred task run",
 }
 APPENDERS = {
     "client.live.LiveRun._transition": "every transition",

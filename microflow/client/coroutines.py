@@ -75,6 +75,10 @@ class Client:
         """See :meth:`SyncClient.read_asset_events`."""
         return self._client.read_asset_events(**filters)
 
+    async def set_task_run_state(self, task_run_id: UUID | str, state: State[Any], force: bool = False) -> Answer:
+        """See :meth:`SyncClient.set_task_run_state`."""
+        return self._client.set_task_run_state(task_run_id, state, force)
+
     async def set_flow_run_state(self, flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Answer:
         """See :meth:`SyncClient.set_flow_run_state`."""
         return self._client.set_flow_run_state(flow_run_id, state, force)

@@ -462,6 +462,19 @@ class SyncClient:
     def _works(self, live: LiveRun) -> bool:
         return self.is_alive(live.run)
 
+    def set_task_run_state(self, task_run_id: UUID | str, state: State[Any], force: bool = False) -> Answer:
+        """Propose a state for a deferred task run, for example Cancelled while it waits for a worker; an end takes it
+        out of the queue. ObjectNotFound for other task runs: their states are their engine's."""
+        with self.addressed(task_run_id) as live:
+            if not live.run.is_task:
+                raise ObjectNotFound(f"{live.run_id} is a flow run, not a deferred task run")
+            task_run = live.live.get(UUID(live.run_id)) or live.run.task_run(live.run_id)
+            state.state_details.task_run_id, state.state_details.flow_run_id = task_run.id, task_run.flow_run_id
+            answer = live.propose_task(task_run, [state], force=force)
+        if answer.accepted and state.is_final():
+            self.store.queue.take(live.run_id)
+        return answer
+
     def delete_flow_run(self, flow_run_id: UUID | str) -> None:
         """Delete a run, its log and its results. RunningElsewhere while a process owns it."""
         run, _ = self.fold_what_is_readable(str(flow_run_id))

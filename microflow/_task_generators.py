@@ -44,7 +44,11 @@ async def items(
                 await settle(engine.wait_until_ready())
             if engine.is_cancelled() and await engine._cancel():
                 break
-            async with entered(engine.run_context()), entered(engine._transaction_if_any()) as transaction:
+            async with (
+                entered(engine._assets_if_any()),
+                entered(engine.run_context()),
+                entered(engine._transaction_if_any()) as transaction,
+            ):
                 generator = (await _begin(engine)).unwrap()
                 value, is_closed = None, False
                 while not is_closed:

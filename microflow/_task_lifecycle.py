@@ -71,7 +71,7 @@ def _collected(task: Task[Any, Any], args: Any, kwargs: dict[str, Any]) -> Any:
 
 @scope
 async def _nothing() -> AsyncGenerator[None, None]:
-    """The scope around an attempt that has no transaction."""
+    """The scope around an attempt that has no transaction, or no assets."""
     yield
 
 
@@ -267,6 +267,9 @@ class BaseTaskRunEngine(TaskTransitions[R]):
                     await settle(self.call_task_fn(transaction))
             else:
                 await settle(self.call_task_fn(None))
+
+    def _assets_if_any(self) -> Any:
+        return self.asset_context() if self._deals_in_assets() else _nothing()
 
     def _transaction_if_any(self) -> Any:
         return self.transaction_context() if self._takes_part() else _nothing()

@@ -69,7 +69,7 @@ class BaseTransaction:
     """What blocking and async transactions have in common. All arguments are keywords; see :func:`transaction`."""
 
     # A transaction is made for every attempt of every task run, hence the slots, and neither holder, names nor logger
-    # until they are asked for. One without key, hooks and children is entered and left in 1.2 µs.
+    # until they are asked for. One without key, hooks and children is entered and left in 0.9 µs.
     __slots__ = (
         "_lease",
         "_logger",

@@ -14,6 +14,7 @@ from microflow.assets import Asset, AssetContext, add_asset_metadata
 from microflow.client.orchestration import current_client, get_client
 from microflow.exceptions import ObjectNotFound
 from microflow.flow_runs import rerun
+from microflow.flows import Flow
 from microflow.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Retrying
 from microflow.tasks import Task
 from tests.behaviour_support import pins
@@ -165,6 +166,23 @@ def test_only_what_ran_to_its_end_has_made_something():
     for state, event in ((Completed(), SUCCEEDED), (Failed(), FAILED), (Failed(name="TimedOut"), FAILED)):
         assert made.events(state) == [{"event": event, "asset": TABLE}]
     assert AssetContext([Asset(RAW)], (), [Asset(TABLE)]).events(Completed()) == []
+
+
+@pins("task_engine", 160)
+@both
+def test_a_cached_materialization_records_nothing(colour):
+    @materialize(colour, TABLE, cache_key_fn=lambda *_: "key")
+    def load():
+        return 1
+
+    @colour.flow
+    def pipeline():
+        first = yield load(return_state=True)
+        second = yield load(return_state=True)
+        return [first.name, second.name]
+
+    assert colour.run(pipeline) == ["Completed", "Cached"]
+    assert events() == [(SUCCEEDED, TABLE)]
 
 
 @pins("task_engine", 161)
@@ -349,3 +367,27 @@ def test_assets_flow_on_from_a_run_that_is_handed_back(colour):
     assert events(flow_run_id=killed) == [(SUCCEEDED, RAW)]
     run(rerun(pipeline, killed))
     assert events(flow_run_id=killed) == complete
+
+
+@both
+def test_a_generator_task_makes_assets_when_it_has_ended(colour):
+    def numbers():
+        yield 1
+        assert events() == []
+        yield 2
+
+    async def anumbers():
+        yield 1
+        assert events() == []
+        yield 2
+
+    making = Materializing(anumbers if colour.isasync else numbers, TABLE)
+
+    def main() -> int:
+        return sum(making())
+
+    async def amain() -> int:
+        return sum([number async for number in making()])
+
+    assert run(Flow(amain if colour.isasync else main)()) == 3
+    assert events() == [(SUCCEEDED, TABLE)]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from ._field_shapes import Field, FieldsShape
 from ._plain_json import plain
 from ._shapes import Refusal, SchemaBook
-from ._waits import dual
+from ._waits import AsyncioWaits, BlockingWaits, dual, finish
 from .client.inputs import (
     FlowRunInput,
     create_input,
@@ -34,10 +34,12 @@ from .client.inputs import (
     filter_inputs,
     keyset_of,
     keyset_of_key,
+    next_input,
     question_records,
     read_input,
     response_to,
 )
+from .client.objects import new_run_id
 from .client.orchestration import current_client
 from .coercion import Reader, is_model, own_annotations, schema_default, take
 from .context import FlowRunContext
@@ -47,12 +49,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from uuid import UUID
 
+    from ._waits import Waits
     from .client.fold import Run
     from .states import State
 
 __all__ = [
     "AutomaticRunInput",
     "FlowRunInput",
+    "InputHandler",
     "RunInput",
     "RunInputMetadata",
     "acreate_flow_run_input",
@@ -60,6 +64,7 @@ __all__ = [
     "adelete_flow_run_input",
     "afilter_flow_run_input",
     "aread_flow_run_input",
+    "asend_input",
     "create_flow_run_input",
     "create_flow_run_input_from_model",
     "delete_flow_run_input",
@@ -67,7 +72,9 @@ __all__ = [
     "keyset_from_base_key",
     "keyset_from_paused_state",
     "read_flow_run_input",
+    "receive_input",
     "run_input_subclass_from_type",
+    "send_input",
 ]
 
 R = TypeVar("R", bound="RunInput")
@@ -215,6 +222,39 @@ class RunInput:
         return made
 
     @classmethod
+    def receive(
+        cls,
+        timeout: float | None = 3600,
+        poll_interval: float = 10,
+        raise_timeout_error: bool = False,
+        exclude_keys: Iterable[str] | None = None,
+        key_prefix: str | None = None,
+        flow_run_id: UUID | str | None = None,
+    ) -> InputHandler:
+        """What is sent of this class to a run, as :func:`receive_input` gives it."""
+        return InputHandler(cls, timeout, raise_timeout_error, exclude_keys, key_prefix, flow_run_id)
+
+    def send_to(
+        self,
+        flow_run_id: UUID | str,
+        sender: str | None = None,
+        key_prefix: str | None = None,
+        *,
+        _sync: bool | None = None,
+    ) -> Any:
+        """Send this to a run, see :func:`send_input`."""
+        return send_input(self, flow_run_id, sender, key_prefix, _sync=_sync)
+
+    def respond(
+        self, run_input: Any, sender: str | None = None, key_prefix: str | None = None, *, _sync: bool | None = None
+    ) -> Any:
+        """Send something to the run that sent this. RuntimeError when no run did."""
+        signed = self.metadata.sender or ""
+        if not signed.startswith(_SENDER):
+            raise RuntimeError(f"Cannot respond: the sender is {self.metadata.sender!r}, which is no flow run")
+        return send_input(run_input, signed[len(_SENDER) :], sender, key_prefix, _sync=_sync)
+
+    @classmethod
     def subclass_from_base_model_type(cls, model: type) -> type[RunInput]:
         """A subclass of both a model that validates by itself and this, called ``<Model>RunInput``."""
         namespace: dict[str, Any] = {"__module__": model.__module__, "_metadata": None, "__doc__": model.__doc__}
@@ -331,6 +371,115 @@ def loaded(kind: type[RunInput], run: Run, keyset: Keyset) -> Any:
     made: Any = kind.model_validate(response_to(run, keyset) or {})
     made._metadata = RunInputMetadata(keyset["response"], None, run.flow_run.id)
     return made.value if isinstance(made, AutomaticRunInput) else made
+
+
+# ------------------------------------------------------------------------------------------- between runs
+
+
+class InputHandler:
+    """What is sent to a run, one after the other, the oldest first: an iterator in both forms, which also has
+    ``next()`` and ``anext()``. Each handler begins anew and gives each input once; it looks at once, then waits."""
+
+    def __init__(
+        self,
+        kind: type[RunInput],
+        timeout: float | None = 3600,
+        raise_timeout_error: bool = False,
+        exclude_keys: Iterable[str] | None = None,
+        key_prefix: str | None = None,
+        flow_run_id: UUID | str | None = None,
+        with_metadata: bool = False,
+    ) -> None:
+        self.run_input = kind
+        self.timeout = timeout
+        self.raise_timeout_error = raise_timeout_error
+        self.exclude_keys = set(exclude_keys or ())
+        self.key_prefix = key_prefix or _prefix(kind)
+        self.flow_run_id = _run_id(flow_run_id)
+        self.with_metadata = with_metadata
+
+    async def _next(self, waits: Waits) -> Any:
+        found = await next_input(
+            current_client(), self.flow_run_id, self.key_prefix, self.exclude_keys, waits, self.timeout
+        )
+        self.exclude_keys.add(found.key)  # also when it does not fit: it would be in the way of all others
+        made = self.run_input.load_from_flow_run_input(found)
+        return made.value if isinstance(made, AutomaticRunInput) and not self.with_metadata else made
+
+    def next(self) -> Any:
+        """The next input. TimeoutError when none comes in time, ValidationError for one that does not fit."""
+        return finish(self._next(BlockingWaits()))
+
+    async def anext(self) -> Any:
+        """The coroutine form of :meth:`next`."""
+        return await self._next(AsyncioWaits())
+
+    def __iter__(self) -> InputHandler:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return self.next()
+        except TimeoutError:
+            if self.raise_timeout_error:
+                raise
+        raise StopIteration
+
+    def __aiter__(self) -> InputHandler:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self.anext()
+        except TimeoutError:
+            if self.raise_timeout_error:
+                raise
+        raise StopAsyncIteration
+
+
+def _prefix(kind: type[RunInput]) -> str:
+    return f"{kind.__name__.lower()}-auto"
+
+
+def receive_input(
+    input_type: Any,
+    timeout: float | None = 3600,
+    poll_interval: float = 10,
+    raise_timeout_error: bool = False,
+    exclude_keys: Iterable[str] | None = None,
+    key_prefix: str | None = None,
+    flow_run_id: UUID | str | None = None,
+    with_metadata: bool = False,
+) -> InputHandler:
+    """What is sent of a type to a run, the current one unless told. Iterating stops when nothing came for `timeout`
+    seconds, or raises TimeoutError with `raise_timeout_error`. Of a type that is no class with fields the bare values
+    are given, unless `with_metadata`. Inputs arrive by themselves: `poll_interval` is accepted and not needed."""
+    kind = run_input_subclass_from_type(input_type)
+    return InputHandler(kind, timeout, raise_timeout_error, exclude_keys, key_prefix, flow_run_id, with_metadata)
+
+
+def send_input(
+    run_input: Any,
+    flow_run_id: UUID | str,
+    sender: str | None = None,
+    key_prefix: str | None = None,
+    *,
+    _sync: bool | None = None,
+) -> Any:
+    """Send a RunInput, a model, or any value that JSON can carry, to a run. It is received by those who ask for its
+    class, or for the type of the value, under the same `key_prefix`. Signed by the current run unless `sender` is
+    given."""
+    kind = run_input_subclass_from_type(type(run_input))
+    value = {"value": run_input} if issubclass(kind, AutomaticRunInput) else run_input
+    key = f"{key_prefix or _prefix(kind)}-{new_run_id()}"
+    return create_flow_run_input(key, plain(value, strict=True), flow_run_id, _own_sender(sender), _sync=_sync)
+
+
+async def asend_input(
+    run_input: Any, flow_run_id: UUID | str, sender: str | None = None, key_prefix: str | None = None
+) -> None:
+    """The coroutine form of :func:`send_input`."""
+    send_input(run_input, flow_run_id, sender, key_prefix, _sync=True)
 
 
 # ------------------------------------------------------------------------------------------ inputs under keys

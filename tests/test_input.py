@@ -72,6 +72,9 @@ class Model:
     def model_validate(cls, data):
         return cls(int(data["z"]))
 
+    def model_dump(self):
+        return {"z": self.z}
+
     @classmethod
     def model_json_schema(cls):
         return {"type": "object", "properties": {"z": {"type": "integer"}}, "required": ["z"]}
@@ -508,3 +511,98 @@ def test_the_names_with_an_a_are_coroutines():
         return await inputs.aread_flow_run_input("a", run_id), len(found)
 
     assert run(all_of_them()) == (1, 2)
+
+
+# ---------------------------------------------------------------------------------------------- between runs
+
+
+@both
+@pins("flows", 135)
+def test_tuples_are_received_as_tuples_until_nothing_comes(colour: Colour):
+    @colour.flow
+    def body():
+        for number in "123":
+            yield inputs.send_input(("a", number), own_run_id())
+        handler = inputs.receive_input(tuple[str, str], timeout=0)
+        return (yield received(handler, colour))
+
+    assert colour.run(body) == [("a", "1"), ("a", "2"), ("a", "3")]
+    run_id = flow_run_ids()[0]
+    handler = inputs.receive_input(tuple[str, str], timeout=0, raise_timeout_error=True, flow_run_id=run_id)
+    with pytest.raises(TimeoutError, match="no input 'tuple-auto'"):
+        list(handler)
+
+
+def received(handler: Any, colour: Colour) -> Any:
+    """All that a handler gives, as a value or a coroutine."""
+
+    async def all_of_them():
+        return [each async for each in handler]
+
+    return all_of_them() if colour.isasync else list(handler)
+
+
+@pins("flows", 134, 136)
+def test_a_new_handler_begins_anew_and_prefixes_keep_inputs_apart():
+    run_id = flow(own_run_id)()
+    inputs.send_input(1, run_id)
+    inputs.send_input(2, run_id, key_prefix="other")
+    inputs.send_input("text", run_id)
+    first = inputs.receive_input(int, timeout=0, flow_run_id=run_id)
+    assert list(first) == [1]
+    assert list(first) == []
+    again = inputs.receive_input(int, timeout=0, flow_run_id=run_id, with_metadata=True)
+    (made,) = again
+    assert (made.value, made.metadata.sender) == (1, None)
+    assert list(inputs.receive_input(int, timeout=0, exclude_keys=again.exclude_keys, flow_run_id=run_id)) == []
+    assert list(inputs.receive_input(int, timeout=0, key_prefix="other", flow_run_id=run_id)) == [2]
+
+
+@both
+def test_what_arrives_later_is_waited_for(colour: Colour):
+    import threading
+
+    @colour.flow
+    def body():
+        run_id = own_run_id()
+        thread = threading.Thread(target=lambda: Person(name="Ann").send_to(run_id, _sync=True))
+        handler = Person.receive(timeout=20)
+        thread.start()
+        got = yield handler.anext() if colour.isasync else handler.next()
+        thread.join()
+        return got
+
+    assert colour.run(body) == Person(name="Ann")
+
+
+@pins("flows", 132, 133)
+def test_a_response_goes_to_the_run_that_sent_and_to_nobody_else():
+    receiver = flow(own_run_id)()
+
+    @flow
+    def sender():
+        Person(name="Ann").send_to(receiver)
+        inputs.send_input(Model(5), receiver)
+        return own_run_id()
+
+    sending = sender()
+    got = Person.receive(timeout=0, flow_run_id=receiver).next()
+    got.respond("thanks", _sync=True)
+    assert inputs.receive_input(str, timeout=0, flow_run_id=sending).next() == "thanks"
+    model = inputs.receive_input(Model, timeout=0, flow_run_id=receiver).next()
+    assert (model.z, model.metadata.sender) == (5, f"prefect.flow-run.{sending}")
+    Person(name="Bob").send_to(receiver, sender="somebody", _sync=True)
+    inputs.send_input(Person(name="Cid"), receiver, _sync=True)
+    for other in Person.receive(timeout=0, flow_run_id=receiver, exclude_keys=[got.metadata.key]):
+        with pytest.raises(RuntimeError, match="Cannot respond"):
+            other.respond("no")
+
+
+def test_an_input_that_does_not_fit_is_told_once_and_is_in_nobodys_way():
+    run_id = flow(own_run_id)()
+    inputs.send_input(["x"], run_id)
+    inputs.send_input(["1"], run_id)
+    handler = inputs.receive_input(list[int], timeout=0, flow_run_id=run_id)
+    with pytest.raises(ValidationError, match=r"value.0: must be an integer"):
+        handler.next()
+    assert list(handler) == [[1]]

@@ -80,7 +80,7 @@ FLOORS: dict[str, float] = {
     "client.coroutines": 3.25,
     "client.orchestration": 3.3,
     "client.waiting": 3.35,
-    "client.inputs": 3.25,
+    "client.inputs": 3.27,
     "client": 3.4,
     "_carried": 3.9,
     "context": 4,

@@ -13,6 +13,7 @@ A run takes inputs whether it runs or has ended, from any process that shares th
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 from .._json_schema import BrokenSchema, problems_of
@@ -20,12 +21,14 @@ from .._plain_json import plain
 from .._waits import now_us, to_datetime
 from ..exceptions import ObjectAlreadyExists, ObjectNotFound
 from .live import Answer
+from .news import News
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
     from datetime import datetime
     from uuid import UUID
 
+    from .._waits import Waits
     from ..states import State
     from .fold import Run
     from .live import LiveRun
@@ -181,5 +184,33 @@ def filter_inputs(
 ) -> list[FlowRunInput]:
     """The inputs whose key begins so, the oldest first, at most `limit`."""
     run, excluded = client.fold(str(flow_run_id)), set(exclude_keys)
+    return _fitting(run, key_prefix, excluded)[:limit]
+
+
+def _fitting(run: Run, key_prefix: str, excluded: Container[str]) -> list[FlowRunInput]:
     found = [body for key, body in run.inputs.items() if key.startswith(key_prefix) and key not in excluded]
-    return [FlowRunInput(run.flow_run.id, body) for body in found[:limit]]
+    return [FlowRunInput(run.flow_run.id, body) for body in found]
+
+
+async def next_input(
+    client: SyncClient,
+    flow_run_id: UUID | str,
+    key_prefix: str,
+    excluded: Container[str],
+    waits: Waits,
+    timeout: float | None,
+) -> FlowRunInput:
+    """The oldest input whose key begins so, once there is one. TimeoutError when that takes longer than `timeout`
+    seconds; 0 looks once."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with client.addressed(flow_run_id) as live, News([live]) as news:
+        while True:
+            live.refresh()
+            found = _fitting(live.run, key_prefix, excluded)
+            if found:
+                return found[0]
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"flow run {live.run_id} was given no input {key_prefix!r} within {timeout} seconds"
+                )
+            await news.next(waits, deadline)

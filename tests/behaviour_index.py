@@ -10,6 +10,7 @@ DIFFERENT: dict[str, dict[int, str]] = {
         48: "`wait_for` is read when a task is submitted",
         56: "A container of any class",
         81: "A generator object that a plain task returns",
+        88: "A run that ended before it began has an end time",
         95: "`retry_condition_fn` may be any callable",
         108: "A run that its runner cancels before an attempt",
         109: "A final state is never overwritten without force",
@@ -25,10 +26,10 @@ DIFFERENT: dict[str, dict[int, str]] = {
 
 #: area -> number -> what is left for later, in a few words
 LATER: dict[str, dict[int, str]] = {
-    "task_engine": {},
+    "task_engine": {110: "limits by tag"},
     "futures_runners": {},
     "flows": {},
 }
 
 #: areas whose lists are not worked through yet: their missing numbers are counted, and do not fail
-UNFINISHED = frozenset({"task_engine", "futures_runners", "flows"})
+UNFINISHED = frozenset({"futures_runners", "flows"})

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a task run: states in the log, retries, hooks, upstreams, crashes. Each test in both colours."""
+"""The life of a task run: states in the log, upstreams, crashes. Each test in both colours."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import logging
 from concurrent.futures import Future
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 from microflow import allow_failure, flow, task
 from microflow._arguments import opaque, quote
 from microflow.client.orchestration import current_client
-from microflow.context import FlowRunContext, TaskRunContext
+from microflow.context import FlowRunContext
 from microflow.exceptions import Abort, CancelledRun, FailedRun, MicroflowException, MissingResult, UpstreamTaskError
 from microflow.futures import ConcurrentFuture
 from microflow.states import (
@@ -36,44 +35,18 @@ from tests.support import (
     Colour,
     Witness,
     both,
-    fake_waits,
     fold,
     memory_home,
     run,
     task_ids,
     task_states,
 )
-
-FAILURE = ValueError("no")
+from tests.task_support import FAILURE, failing, in_flow
 
 
 @pytest.fixture(autouse=True)
 def _memory(monkeypatch):
     memory_home(monkeypatch)
-
-
-def failing(times: int, seen: list[Any] | None = None) -> Any:
-    """A function that raises that often, then gives the number of its calls."""
-    calls: list[Any] = [] if seen is None else seen
-
-    def work():
-        calls.append(TaskRunContext.get())
-        if len(calls) <= times:
-            raise FAILURE
-        return len(calls)
-
-    return work
-
-
-def in_flow(colour: Colour, made: Any, **kwargs: Any) -> State[Any]:
-    """The final state of a task that is called in a flow."""
-
-    @colour.flow
-    def body():
-        return quote((yield made(return_state=True, **kwargs)))
-
-    state: State[Any] = colour.run(body).unwrap()
-    return state
 
 
 class TestStates:
@@ -122,6 +95,7 @@ class TestStates:
         assert isinstance(state.data, RuntimeError if colour.isasync else StopIteration)
 
     @both
+    @pins("task_engine", 87)
     def test_moments_and_counts_follow_the_states(self, colour: Colour):
         in_flow(colour, colour.task(failing(1), retries=1))
         (key,) = task_ids("work")
@@ -211,244 +185,6 @@ class TestReturnedStates:
         made = colour.task(lambda: shared)
         assert in_flow(colour, made).message is None
         assert colour.run(made, return_state=True).message == "All states completed."
-
-
-class TestRetries:
-    @both
-    def test_without_a_delay_a_retry_follows_at_once(self, colour: Colour, monkeypatch):
-        slept = fake_waits(monkeypatch)
-        assert in_flow(colour, colour.task(failing(2), retries=3)).result(_sync=True) == 3
-        assert task_states("work") == [["Pending", "Running", "Retrying", "Retrying", "Completed"]]
-        assert slept == []
-
-    @both
-    @pytest.mark.parametrize(
-        ("delay", "expected"),
-        [(2, [2, 2, 2]), ([1, 2], [1, 2, 2]), (lambda retries: [retries, 5], [3, 5, 5]), ([], []), (0, [])],
-    )
-    def test_delays_are_slept(self, colour: Colour, monkeypatch, delay, expected):
-        slept = fake_waits(monkeypatch)
-        made = colour.task(failing(3), retries=3, retry_delay_seconds=delay)
-        in_flow(colour, made)
-        assert slept == pytest.approx(expected, abs=0.2)
-
-    @both
-    def test_a_delayed_retry_is_recorded_as_scheduled(self, colour: Colour, monkeypatch):
-        fake_waits(monkeypatch)
-        in_flow(colour, colour.task(failing(2), retries=1, retry_delay_seconds=60))
-        assert task_states("work") == [["Pending", "Running", "AwaitingRetry", "Retrying", "Failed"]]
-        (key,) = task_ids("work")
-        scheduled = fold().task_states(key)[2]
-        due = scheduled.state_details.scheduled_time
-        assert due is not None
-        assert (due - scheduled.timestamp).total_seconds() == pytest.approx(60, abs=0.5)
-        assert scheduled.message == "ValueError: no"
-
-    @both
-    def test_a_jitter_lengthens_delays_up_to_its_factor(self, colour: Colour, monkeypatch):
-        slept = fake_waits(monkeypatch)
-        made = colour.task(failing(20), retries=20, retry_delay_seconds=10, retry_jitter_factor=0.5)
-        in_flow(colour, made)
-        assert all(9.8 <= seconds <= 15 for seconds in slept)
-        assert len({round(seconds, 3) for seconds in slept}) > 10
-
-    @both
-    def test_the_body_sees_its_state_and_attempt(self, colour: Colour):
-        seen: list[tuple[object, ...]] = []
-
-        @colour.task(retries=1)
-        def work():
-            context = TaskRunContext.get()
-            assert context is not None
-            seen.append((context.task_run.state_name, context.task_run.run_count, context.start_time))
-            if len(seen) < 2:
-                raise FAILURE
-
-        in_flow(colour, work)
-        assert [item[:2] for item in seen] == [("Running", 1), ("Retrying", 2)]
-        assert seen[0][2] < seen[1][2]  # type: ignore[operator]
-
-    @both
-    def test_inner_and_outer_retries_multiply(self, colour: Colour):
-        calls = Witness()
-
-        @colour.task(retries=1)
-        def inner():
-            calls.saw("inner")
-            raise FAILURE
-
-        @colour.task(retries=1)
-        def outer():
-            yield inner()
-
-        with pytest.raises(ValueError):
-            colour.run(outer)
-        assert calls["inner"] == 4
-
-    @both
-    @pytest.mark.parametrize("answer", [True, False])
-    def test_the_condition_decides(self, colour: Colour, answer):
-        asked: list[State[Any]] = []
-
-        def condition(task, task_run, state):
-            asked.append(state)
-            assert task_run.run_count == len(asked)
-            return answer
-
-        state = in_flow(colour, colour.task(failing(9), retries=2, retry_condition_fn=condition))
-        assert state.is_failed()
-        assert len(asked) == (2 if answer else 1)  # not asked when no retry is left
-        assert asked[0].is_failed()
-        with pytest.raises(ValueError, match="no"):
-            asked[0].result(_sync=True)
-
-    @both
-    def test_the_condition_may_be_an_object_a_partial_or_a_coroutine_function(self, colour: Colour):
-        class Never:
-            def __call__(self, task, task_run, state):
-                return False
-
-        async def never(task, task_run, state):
-            return False
-
-        def by_keyword(task, task_run, state, answer):
-            return answer
-
-        for condition in (Never(), functools.partial(by_keyword, answer=False), never):
-            calls: list[Any] = []
-            in_flow(colour, colour.task(failing(9, calls), retries=3, retry_condition_fn=condition))
-            assert len(calls) == 1
-
-    @both
-    def test_a_condition_that_raises_ends_the_retries_and_is_logged(self, colour: Colour, caplog):
-        calls: list[Any] = []
-        made = colour.task(failing(9, calls), retries=3, retry_condition_fn=lambda *_: 1 / 0)
-        with pytest.raises(ValueError, match="no"):
-            colour.run(made)
-        assert len(calls) == 1
-        assert "retry_condition_fn of task 'work' raised" in caplog.text
-
-    @both
-    def test_what_is_logged_says_whether_retries_are_left(self, colour: Colour, caplog):
-        caplog.set_level(logging.INFO)
-        in_flow(colour, colour.task(failing(1)))
-        assert "Retries are exhausted" not in caplog.text
-        in_flow(colour, colour.task(failing(2), retries=1))
-        assert "Retry 1/1 will start immediately" in caplog.text
-        assert "Retries are exhausted" in caplog.text
-
-
-class TestHooks:
-    @both
-    def test_run_once_after_the_final_state_in_their_order(self, colour: Colour):
-        seen: list[tuple[str, str]] = []
-
-        def hook(label):
-            def called(task, task_run, state):
-                assert task_run.state is state
-                seen.append((label, state.name))
-
-            return called
-
-        options: dict[str, Any] = {
-            "on_completion": [hook("c1"), hook("c2")],
-            "on_failure": [hook("f")],
-            "on_running": [hook("r")],
-        }
-        in_flow(colour, colour.task(failing(1), retries=1, **options))
-        assert seen == [("r", "Running"), ("r", "Retrying"), ("c1", "Completed"), ("c2", "Completed")]
-        seen.clear()
-        in_flow(colour, colour.task(failing(2), retries=1, **options))
-        assert seen == [("r", "Running"), ("r", "Retrying"), ("f", "Failed")]
-
-    @both
-    def test_on_running_fires_again_after_a_delayed_retry(self, colour: Colour, monkeypatch):
-        fake_waits(monkeypatch)
-        seen: list[str] = []
-        made = colour.task(failing(1), retries=1, retry_delay_seconds=1)
-        made.on_running(lambda task, run, state: seen.append(state.name))
-        in_flow(colour, made)
-        assert seen == ["Running", "Retrying"]
-
-    @both
-    def test_a_hook_that_raises_hurts_nobody(self, colour: Colour, caplog):
-        seen: list[int] = []
-        hooks = [lambda *_: seen.append(1), lambda *_: 1 / 0, lambda *_: seen.append(2)]
-        state = in_flow(colour, colour.task(lambda: "value", on_completion=hooks))
-        assert state.result(_sync=True) == "value"
-        assert seen == [1, 2]
-        assert "An error was encountered while running hook" in caplog.text
-        assert "ZeroDivisionError" in caplog.text
-
-    @both
-    def test_hooks_may_be_coroutine_functions_partials_and_objects(self, colour: Colour, caplog):
-        caplog.set_level(logging.INFO)
-        seen: list[str] = []
-
-        async def later(task, task_run, state):
-            await asyncio.sleep(0)
-            seen.append("coroutine")
-
-        def with_more(task, task_run, state, word, other="default"):
-            seen.append(word + other)
-
-        class Hook:
-            def __call__(self, task, task_run, state):
-                seen.append("object")
-
-        hooks = [later, functools.partial(with_more, word="partial-"), Hook()]
-        in_flow(colour, colour.task(lambda: 1, on_completion=hooks))
-        assert seen == ["coroutine", "partial-default", "object"]
-        for name in ("later", "with_more", "Hook"):
-            assert f"Running hook '{name}'" in caplog.text
-
-    @both
-    def test_a_coroutine_hook_of_a_blocking_task_runs_beside_a_running_loop(self, colour: Colour):
-        seen: list[str] = []
-
-        async def later(task, task_run, state):
-            seen.append(state.name)
-
-        blocking = task(lambda: 1, on_completion=[later])  # type: ignore[call-overload]
-
-        @flow
-        async def body():
-            blocking()
-
-        run(body())
-        assert seen == ["Completed"]
-
-    @both
-    def test_no_hook_runs_for_a_crash_or_a_run_that_is_not_ready(self, colour: Colour):
-        seen: list[str] = []
-
-        def hook(task, task_run, state):
-            seen.append(state.name)
-
-        @colour.task(on_failure=[hook], on_completion=[hook], on_running=[hook])
-        def work(upstream):
-            raise KeyboardInterrupt
-
-        assert in_flow(colour, work, upstream=Crashed()).name == "NotReady"
-        assert seen == []
-        with pytest.raises(KeyboardInterrupt):
-            colour.run(work, 1)
-        assert seen == ["Running"]
-
-    @both
-    def test_an_interrupt_in_a_hook_propagates_and_the_final_state_stays(self, colour: Colour):
-        def hook(task, task_run, state):
-            raise KeyboardInterrupt
-
-        made = colour.task(lambda: 1, name="work", on_completion=[hook])
-
-        @colour.flow
-        def body():
-            yield made()
-
-        with pytest.raises(KeyboardInterrupt):
-            colour.run(body)
-        assert task_states("<lambda>") == [["Pending", "Running", "Completed"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -634,6 +370,7 @@ class TestInterrupts:
             (asyncio.CancelledError, "cancelled by the runtime environment"),
         ],
     )
+    @pins("task_engine", 106)
     def test_an_interrupt_is_recorded_not_retried_and_goes_on(self, colour: Colour, interrupt, text):
         calls = Witness()
 
@@ -669,6 +406,7 @@ class TestInterrupts:
         assert task_states("<lambda>") == [["Pending", "Crashed"]]
 
     @both
+    @pins("task_engine", 111)
     def test_abort_leaves_the_state_and_is_logged(self, colour: Colour, caplog):
         @colour.task
         def work():

@@ -178,7 +178,7 @@ class DispatchingTaskRunEngine(SyncTaskRunEngine[R]):
 
     def _take_in(self, outcome: bytes, attempt: str) -> R:
         header, blobs = split(outcome)
-        if header["attempt"] != attempt:
+        if header["attempt"] not in (attempt, None):  # None: the envelope came damaged, which its error says
             raise SerializationError(f"the outcome of attempt {header['attempt']} came back for attempt {attempt}")
         for record in header["logs"]:
             self._on_log(record)

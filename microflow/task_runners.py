@@ -85,24 +85,25 @@ class _DispatchedSubmission(Submission):
 
     def __init__(self, runner: DispatchingTaskRunner, packed: PackedCall, *args: Any) -> None:
         super().__init__(runner, *args)
-        self.packed = packed
+        self.packed: PackedCall | None = packed
         self.isasync = False
 
     def execute(self) -> State[Any]:
         """Run the task elsewhere; its final state."""
         from ._dispatch import DispatchingTaskRunEngine  # loads what other processes need: only for runners that do
 
-        carrier = self.runner.carrier()
+        assert self.packed is not None, "a submission is executed once"
         engine: DispatchingTaskRunEngine[Any] = DispatchingTaskRunEngine(
             self.task,
             self.parameters,
             self.call,
             self.packed,
-            carrier,
+            self.runner.carrier(),
             wait_for=self.wait_for,
             context={"cancel_event": self.cancel_event},
             on_log=self.runner.on_log,
         )
+        self.packed = None  # the future lives on, the arguments need not
         finish(engine._run())
         return engine.state
 

@@ -382,3 +382,10 @@ def closure_free_context():
     assert flow_context is not None
     assert task_context is not None
     return str(flow_context.flow_run.id), str(task_context.task_run.id), sorted(current_tags())
+
+
+@task
+async def generated_async(number):
+    for item in range(number):
+        yield item
+

@@ -98,6 +98,12 @@ def test_an_outcome_of_another_attempt_fails_the_run():
     assert "came back for attempt" in state.message
 
 
+def test_an_envelope_that_arrives_damaged_fails_the_run_and_says_so():
+    state = state_of_run(remote.add, {"x": 1, "y": 2}, Recorder(change=lambda payload: payload[:-1]))
+    assert state.is_failed()
+    assert "this is no envelope" in state.message
+
+
 def test_no_two_envelopes_are_equal():
     carrier = Recorder()
     for _ in range(2):

@@ -7,10 +7,13 @@ import logging
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+import zipfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import microflow
 from microflow import flow
 from microflow.client.orchestration import current_client
 from microflow.exceptions import ConfigurationError
@@ -20,9 +23,6 @@ from tests import remote_tasks as remote
 from tests.behaviour_support import pins
 from tests.kill_support import PATIENCE, environment
 from tests.support import death_after, flow_run_ids, fold, task_ids, task_states
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SCRIPT = """\
 import sys
@@ -102,6 +102,19 @@ class TestScripts:
         assert "starts a flow or task while a worker process imports it" in done.stderr
         assert 'below `if __name__ == "__main__":`' in done.stderr
         assert len(flow_run_ids()) == 1, "no worker has started the flow again"
+
+
+def test_a_copy_under_another_name_in_a_zip_file_works(script, tmp_path):
+    """Workers import the package that started them, wherever it is."""
+    archive = tmp_path / "copies.zip"
+    package = Path(microflow.__file__).parent
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in package.rglob("*.py"):
+            file.write(path, f"elsewhere/{path.relative_to(package)}")
+    source = GUARDED.replace("microflow", "elsewhere")
+    done = run_script(script(source), PYTHONPATH=str(archive))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "5"
 
 
 class TestWithoutSharedMemory:

@@ -12,6 +12,7 @@ import pytest
 
 from microflow import flow, tags
 from microflow._arguments import allow_failure, opaque, quote
+from microflow.cache_policies import INPUTS
 from microflow.client.orchestration import current_client
 from microflow.exceptions import CrashedRun
 from microflow.futures import wait
@@ -248,3 +249,41 @@ def flow_runner() -> Any:
     context = FlowRunContext.get()
     assert context is not None
     return context.task_runner
+
+
+@each(KINDS)
+def test_a_stored_result_is_found_without_a_worker(runner_kind, run, tmp_path):
+    cached = remote.counted.with_options(cache_policy=INPUTS, persist_result=True)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def body():
+        first = cached.submit(str(marks), 1)
+        first.wait()
+        second = cached.submit(str(marks), 1)
+        second.wait()
+        return first.state.name, second.state.name, second.result()
+
+    assert run(runner_kind, body) == ("Completed", "Cached", 1)
+    assert len(list(marks.iterdir())) == 1
+
+
+@each(KINDS)
+def test_hooks_of_states_and_transactions_run_in_the_owner(runner_kind, run):
+    seen: list[str] = []
+    hooked = remote.add.with_options(
+        on_completion=[lambda task, run, state: seen.append(state.name)],
+        on_running=[lambda task, run, state: seen.append(state.name)],
+        on_commit=[lambda transaction: seen.append("commit")],
+    )
+    assert run(runner_kind, lambda: hooked.submit(1).result()) == 2
+    assert sorted(seen) == ["Completed", "Running", "commit"]
+
+
+@each(KINDS)
+def test_a_submitted_generator_gives_the_list_of_its_items(runner_kind, run):
+    def body():
+        return remote.generated.submit(3).result(), remote.generated_async.submit(3).result()
+
+    assert run(runner_kind, body) == ([0, 1, 2], [0, 1, 2])
+    assert task_states("generated") == [["Pending", "Running", "Completed"]]

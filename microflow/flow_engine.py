@@ -7,14 +7,20 @@ public methods, because those are documented, called, awaited and overridden by 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from ._carried import describe_definition, load_definition, why_not_findable
 from ._flow_lifecycle import BaseFlowRunEngine
 from ._termination import Termination
-from ._waits import AsyncioWaits, BlockingWaits, finish
+from ._waits import AsyncioWaits, BlockingWaits, finish, run_coroutine
+from .client.orchestration import current_client
+from .exceptions import Abort, CancelledRun, ConfigurationError, Pause
+from .futures import resolve_futures_to_results
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
+    from multiprocessing.context import SpawnProcess
 
     from .client.live import LiveRun
     from .client.objects import FlowRun
@@ -181,8 +187,7 @@ def run_flow(
     live: LiveRun | None = None,
 ) -> Any:
     """Run a flow: a value or state for a blocking flow, a coroutine for an async one, a generator or async generator
-    for
-    one that yields.
+    for one that yields.
 
     `flow_run` is an existing run to claim and run; its recorded parameters are used unless `parameters` are
     given, which replace them wholly. `wait_for` is waited for first. `return_type` is "result" or "state".
@@ -193,3 +198,59 @@ def run_flow(
     else:
         run = run_flow_async if flow.isasync else run_flow_sync
     return run(flow, flow_run, parameters, wait_for, return_type, live=live)
+
+
+# ------------------------------------------------------------------------------------- in a process of its own
+
+
+def run_flow_in_subprocess(
+    flow: Flow[Any, Any],
+    flow_run: FlowRun | None = None,
+    parameters: dict[str, Any] | None = None,
+    wait_for: Any = None,
+) -> SpawnProcess:
+    """Start a fresh process that runs the flow, as a run of its own in the same home; gives the started process.
+
+    Its exit status is 0 when the run completed, paused or was cancelled, 1 when it failed, else that of what
+    interrupted it. Futures in `parameters` and `wait_for` are waited for here, first. ConfigurationError when the flow
+    cannot be imported there, or the home is in memory. As with every spawned process, the main module is imported
+    again: guard it by ``if __name__ == "__main__":``."""
+    from multiprocessing import get_context  # heavy, and needed for this alone
+
+    described = describe_definition(flow)
+    if described["entrypoint"] is None:
+        reason = why_not_findable(flow.fn) or "it is not found there"
+        raise ConfigurationError(f"flow {flow.name!r} cannot be run in another process: {reason}")
+    client = current_client()
+    if client.store.location == ":memory:":
+        raise ConfigurationError("a home in memory is not seen by other processes; set MICROFLOW_HOME to a folder")
+    resolve_futures_to_results(wait_for)
+    if flow_run is None:
+        given = resolve_futures_to_results(flow.bind((), parameters or {}))
+        flow_run = client.create_flow_run(flow, parameters=given)
+    arguments = (described, str(flow_run.id), client.store.location)
+    process = get_context("spawn").Process(target=_run_here, args=arguments, name=f"microflow {flow_run.name}")
+    process.start()
+    return process
+
+
+def _run_here(described: dict[str, Any], flow_run_id: str, home: str) -> None:
+    """What the process does. An exception out of here is shown by multiprocessing, and its status is 1."""
+    os.environ["MICROFLOW_HOME"] = home
+    flow = load_definition(described)
+    flow_run = current_client().read_flow_run(flow_run_id)
+
+    async def consume() -> None:
+        async for _ in run_flow(flow, flow_run):
+            pass
+
+    try:
+        if not flow.isgenerator:
+            run_coroutine(run_flow(flow, flow_run)) if flow.isasync else run_flow(flow, flow_run)
+        elif flow.isasync:
+            run_coroutine(consume())
+        else:
+            for _ in run_flow(flow, flow_run):
+                pass
+    except (Pause, Abort, CancelledRun):
+        return

@@ -12,9 +12,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ._pausing import answered, check_timeout, current_flow_run, input_class, pause_here, question_of, suspend_here
-from ._waits import AsyncioWaits, BlockingWaits, choose_async, dual, finish
+from ._waits import AsyncioWaits, BlockingWaits, choose_async, dual, finish, run_coroutine
 from .client.orchestration import SyncClient, current_client
 from .client.waiting import until_final
+from .entrypoints import load_entrypoint
 from .exceptions import MicroflowException, MissingFlowError
 from .flow_engine import run_flow
 from .states import Suspended
@@ -119,20 +120,76 @@ def _suspend(wait_for_input: Any, flow_run_id: UUID | str | None, timeout: float
 
 
 def resume_flow_run(
-    flow_run_id: UUID | str, run_input: dict[str, Any] | None = None, *, _sync: bool | None = None
+    flow_run_id: UUID | str,
+    run_input: dict[str, Any] | None = None,
+    *,
+    run: bool = False,
+    force: bool = False,
+    _sync: bool | None = None,
 ) -> Any:
     """Let a paused or suspended flow run go on, in whatever process it is; returns None.
 
     Where the run's process waits, it goes on. A suspended run, or one whose process died, is marked to be run again:
     ``python -m microflow resume RUN`` does both. NotPausedError when the run is not paused (any more), FlowPauseTimeout
     after the deadline of the pause, ObjectNotFound for an unknown id, RuntimeError when `run_input` does not fit what
-    the pause asked for or the run cannot be run again; the run stays paused then."""
-    return dual(lambda: current_client().resume_flow_run(flow_run_id, run_input), _sync)
+    the pause asked for or the run cannot be run again; the run stays paused then.
+
+    With `run`, a run that no process works on then is run here, to its end, and its final state is given. `force` runs
+    here one that has FAILED, CRASHED or been CANCELLED: its failed calls are run again, its completed ones kept."""
+    if choose_async(_sync):
+        return aresume_flow_run(flow_run_id, run_input, run=run, force=force)
+    flow = _resume(flow_run_id, run_input, run, force)
+    if flow is None:
+        return None
+    outcome = rerun(flow, flow_run_id, force=force)
+    return run_coroutine(outcome) if flow.isasync else outcome
 
 
-async def aresume_flow_run(flow_run_id: UUID | str, run_input: dict[str, Any] | None = None) -> None:
+async def aresume_flow_run(
+    flow_run_id: UUID | str, run_input: dict[str, Any] | None = None, *, run: bool = False, force: bool = False
+) -> State[Any] | None:
     """The coroutine form of :func:`resume_flow_run`."""
-    current_client().resume_flow_run(flow_run_id, run_input)
+    flow = _resume(flow_run_id, run_input, run, force)
+    if flow is None:
+        return None
+    outcome = rerun(flow, flow_run_id, force=force)
+    state: State[Any] = await outcome if flow.isasync else outcome
+    return state
+
+
+def _resume(
+    flow_run_id: UUID | str, run_input: dict[str, Any] | None, run_it: bool, force: bool
+) -> Flow[Any, Any] | None:
+    """Resume the run; gives the flow when it is to be run here."""
+    client = current_client()
+    run = client.fold(str(flow_run_id))
+    state = run.flow_run.state
+    ended = state is not None and state.is_final()
+    flow = flow_of(run, client) if force and ended else None  # before anything is recorded
+    if not (force and ended):
+        client.resume_flow_run(flow_run_id, run_input)
+        run = client.fold(str(flow_run_id))
+        if (run_it or force) and run.flow_run.state is not None and run.flow_run.state.is_resuming():
+            flow = flow_of(run, client)
+    return flow
+
+
+def flow_of(run: Run, client: SyncClient) -> Flow[Any, Any]:
+    """The flow of a run, imported from where its log says. MissingFlowError when that cannot be, or may not be: where
+    others can write to the home, a log of theirs would decide which code is run."""
+    entrypoint = run.flow_run.entrypoint
+    if entrypoint is None:
+        raise MissingFlowError(f"flow run {run.run_id} does not say where its flow is: no other process can import it")
+    if not client.store.private:
+        raise MissingFlowError(
+            f"others can write to {client.store.location}, so {entrypoint}, which the log of flow run {run.run_id} "
+            f"names, is not imported; import the flow and call run_flow(flow, flow_run), or use the command line"
+        )
+    found = load_entrypoint(entrypoint)
+    if not hasattr(found, "rebind"):
+        raise MissingFlowError(f"{entrypoint} is no flow any more, but a {type(found).__name__}")
+    flow: Flow[Any, Any] = found
+    return flow
 
 
 def cancel_flow_run(flow_run_id: UUID | str) -> State[Any]:
@@ -196,3 +253,12 @@ def rerun(flow: Flow[Any, Any], flow_run_id: UUID | str, *, steal: bool = False,
     `steal`; NotPausedError for a run that has ended, unless `force`."""
     live, parameters, _ = take_over(flow, flow_run_id, steal=steal, force=force)
     return run_flow(flow, None, parameters, None, "state", live=live)
+
+
+# the reference's other name of the coroutine forms
+for _dual, _coroutine in (
+    (pause_flow_run, apause_flow_run),
+    (suspend_flow_run, asuspend_flow_run),
+    (resume_flow_run, aresume_flow_run),
+):
+    vars(_dual)["aio"] = _coroutine

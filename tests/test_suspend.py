@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from microflow import flow, resume_flow_run, suspend_flow_run
+from microflow import flow, pause_flow_run, resume_flow_run, suspend_flow_run
 from microflow.client.orchestration import current_client
 from microflow.entrypoints import load_entrypoint
 from microflow.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound, Pause
 from microflow.flow_engine import run_flow
-from microflow.flow_runs import asuspend_flow_run, rerun
+from microflow.flow_runs import apause_flow_run, aresume_flow_run, asuspend_flow_run, rerun
 from microflow.states import StateType
 
 from .behaviour_support import pins
@@ -109,6 +109,15 @@ def retried():
     return "done"
 
 retried = retried.with_options(retries=1)
+
+@flow
+def mended():
+    saw("body")
+    work(1)
+    if test_suspend.executed["broken"] == 0:
+        saw("broken")
+        raise ValueError("not yet")
+    return "mended"
 
 @flow
 def in_task():
@@ -348,6 +357,36 @@ def test_a_run_that_could_not_be_run_again_is_not_resumed():
     with pytest.raises(RuntimeError, match="Cannot resume this run"):
         resume_flow_run(live.run_id, _sync=True)
     assert flow_states(live.run_id)[-1] == "Suspended"
+
+
+@pytest.mark.parametrize("name", ["plain", "coroutine"])
+def test_a_resume_may_run_the_run_here_too(flows, name):
+    run_id = suspended(flows(name))
+    assert resume_flow_run(run_id, run=True, _sync=True).read_result() == 3
+    assert executed == {"body": 2, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("name", ["plain", "coroutine"])
+def test_the_coroutine_form_of_a_resume_may_run_the_run_too(flows, name):
+    run_id = suspended(flows(name))
+    assert run(aresume_flow_run(run_id, run=True)).read_result() == 3
+
+
+def test_an_ended_run_is_started_again_by_force_only(flows):
+    main = flows("mended")
+    assert main(return_state=True).is_failed()
+    (run_id,) = flow_run_ids("mended")
+    with pytest.raises(NotPausedError):
+        resume_flow_run(run_id, run=True, _sync=True)
+    assert resume_flow_run(run_id, force=True, _sync=True).read_result() == "mended"
+    assert executed == {"body": 2, 1: 1, "broken": 1}
+    with pytest.raises(NotPausedError):  # a completed run is never started again
+        resume_flow_run(run_id, force=True, _sync=True)
+
+
+def test_the_forms_have_the_references_other_name():
+    assert (pause_flow_run.aio, suspend_flow_run.aio) == (apause_flow_run, asuspend_flow_run)
+    assert resume_flow_run.aio is aresume_flow_run
 
 
 def test_the_coroutine_form_suspends_another_run_too(flows):

@@ -204,8 +204,8 @@ class BlockingWaits:
             with slot_given_back():
                 if cancelled is None:
                     time.sleep(seconds)
-                else:
-                    cancelled.wait(seconds)
+                elif cancelled.wait(seconds) and isinstance(cancelled, StopSignal):
+                    cancelled.woke()
 
     async def wait(self, thing: Waitable) -> None:
         """Block this thread until `thing` is complete."""
@@ -244,9 +244,10 @@ class AsyncioWaits:
         try:
             await asyncio.wait_for(awake.wait(), seconds)
         except asyncio.TimeoutError:
-            pass
+            return
         finally:
             cancelled.forget(wake)
+        cancelled.woke()
 
     async def wait(self, thing: Waitable) -> None:
         """Wait on the loop until `thing` is complete; the callback arrives from any thread."""
@@ -348,9 +349,12 @@ class StopSignal(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self._callbacks: dict[Callable[[Any], object], None] = {}  # its operations are atomic
+        #: whether it was set, also where ``is_set`` means something else
+        self.told = False
 
     def set(self) -> None:
         """Tell everybody."""
+        self.told = True
         super().set()
         while self._callbacks:
             self._callbacks.popitem()[0](self)
@@ -358,12 +362,15 @@ class StopSignal(threading.Event):
     def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
         """Call `fn` when it is set, in the thread that sets it; here when it is set already."""
         self._callbacks[fn] = None
-        if self.is_set():
+        if self.told:
             self.set()
 
     def forget(self, fn: Callable[[Any], object]) -> None:
         """Call `fn` no more."""
         self._callbacks.pop(fn, None)
+
+    def woke(self) -> None:
+        """Called by who slept, when his sleep was cut short."""
 
 
 class Slot(Protocol):

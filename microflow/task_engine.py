@@ -239,10 +239,13 @@ def run_task(
     return run(task, task_run_id, task_run, parameters, wait_for, return_type, dependencies, context)
 
 
-def run_call(call: Call, task: Task[Any, R], parameters: dict[str, Any], wait_for: Any, cancel_event: Any) -> Any:
-    """Run a call that was submitted, in the worker; gives its state, or a coroutine for it."""
+def run_call(
+    call: Call, task: Task[Any, R], parameters: dict[str, Any], wait_for: Any, cancel_event: Any, retries: int = 0
+) -> Any:
+    """Run a call that was submitted, in the worker; gives its state, or a coroutine for it. `retries` were made
+    before, by another worker."""
     kind: Callable[..., BaseTaskRunEngine[R]] = AsyncTaskRunEngine if task.isasync else SyncTaskRunEngine
-    engine = kind(task, parameters, call.task_run, wait_for=wait_for, context={"cancel_event": cancel_event})
+    engine = kind(task, parameters, call.task_run, retries, wait_for, {"cancel_event": cancel_event})
     engine._call = call
 
     async def later() -> State[Any]:

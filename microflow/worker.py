@@ -39,7 +39,7 @@ from .client.deferred import carried_by
 from .client.orchestration import current_client, host_name
 from .context import tags
 from .entrypoints import entrypoint_of
-from .exceptions import LogError, MicroflowException, StorageError, describe
+from .exceptions import Abort, LogError, MicroflowException, StorageError, describe
 from .logging import get_logger
 from .states import Crashed, State, exception_to_failed_state
 from .task_engine import run_call
@@ -62,13 +62,25 @@ MOST_TAKEOVERS = 3
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.010
 
 
+class Leaving(StopSignal):
+    """Set when a worker stops: what waits for its retry is left to others, where it stands. Nothing is cancelled."""
+
+    def is_set(self) -> bool:
+        """Whether runs are to be cancelled: never."""
+        return False
+
+    def woke(self) -> None:
+        """Leave the run."""
+        raise Abort("the worker stops; the retry is left to others")
+
+
 class Serving(Protocol):
     """One kind of runs that a worker can serve."""
 
     def serves(self, run: Run) -> bool:
         """Whether the queued run is one of these."""
 
-    def work(self, live: LiveRun, cancelled: StopSignal) -> Work:
+    def work(self, live: LiveRun, leaving: Leaving) -> Work:
         """What runs a run that was claimed. What is wrong with the run is recorded in it, and raised by nobody."""
 
 
@@ -106,22 +118,22 @@ class DeferredTasks:
         """Whether it is a deferred run of one of the tasks."""
         return run.is_task and self.task_of(run) is not None
 
-    def work(self, live: LiveRun, cancelled: StopSignal) -> DeferredWork:
+    def work(self, live: LiveRun, leaving: Leaving) -> DeferredWork:
         """What runs the claimed run."""
         task = self.task_of(live.run)
         assert task is not None, "only what is served is claimed"
-        return DeferredWork(task, live, cancelled)
+        return DeferredWork(task, live, leaving)
 
 
 class DeferredWork:
     """One claimed run of a deferred task."""
 
-    def __init__(self, task: Task[Any, Any], live: LiveRun, cancelled: StopSignal) -> None:
+    def __init__(self, task: Task[Any, Any], live: LiveRun, leaving: Leaving) -> None:
         self.task = task
         self.key = task.task_key
         self.isasync = task.isasync
         self._live = live
-        self._cancelled = cancelled
+        self._leaving = leaving
         task_run = live.run.task_run(live.run_id)
         begun = task_run.state is not None and task_run.state.name not in ("Scheduled", "Pending")
         self._call = Call(task_run, live, None, again=begun)
@@ -132,7 +144,8 @@ class DeferredWork:
         given = carried_by(self._live.run)
         with tags(*given.get("context", {}).get("tags", ())):
             parameters, wait_for = given.get("parameters", {}), given.get("wait_for")
-            yield run_call(self._call, self.task, parameters, wait_for, self._cancelled)
+            retries = _retries_of(self._live.run)
+            yield run_call(self._call, self.task, parameters, wait_for, self._leaving, retries)
 
     def run(self) -> State[Any] | None:
         """Run it to its end in this thread."""
@@ -153,6 +166,12 @@ class DeferredWork:
             state.state_details.task_run_id = task_run.id
             self._live.propose_task(task_run, [state], force=True)
         return task_run.state
+
+
+def _retries_of(run: Run) -> int:
+    """How many retries of a run were begun, or decided on, before."""
+    names = [state.name for state in run.task_states(run.run_id)]
+    return names.count("Retrying") + (names[-1] == "AwaitingRetry")
 
 
 def _exception(error: BaseException) -> Exception:
@@ -194,6 +213,9 @@ class _Job:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
+        if isinstance(error, Abort):  # the worker stops, or somebody refused the run: it stays as it is
+            self.let_go(None)
+            return
         try:
             if isinstance(error, (LogError, StorageError)):
                 raise error
@@ -240,7 +262,7 @@ class TaskWorker:
         self.in_flight_task_runs: dict[str, dict[UUID, datetime]] = {task.task_key: {} for task in tasks}
         self.finished_task_runs: dict[str, int] = {task.task_key: 0 for task in tasks}
         self._serving: Serving = DeferredTasks(tasks)
-        self._cancelled = StopSignal()
+        self._leaving = Leaving()
         self._pool: Pool | None = None
         self._ring = threading.Event()
         self._thread: threading.Thread | None = None
@@ -271,14 +293,18 @@ class TaskWorker:
             raise RuntimeError("This worker is already started")
         deadline = None if timeout is None else time.monotonic() + timeout
         self._pool = pool = Pool(self.limit or sys.maxsize, "microflow-worker")
-        self.started_at, self.stopping = to_datetime(now_us()), False
+        self.started_at, self.stopping, self._leaving = to_datetime(now_us()), False, Leaving()
         candidates = Candidates(self.client, self._serving.serves)
         patience: float | None = None
         try:
             pause = SHORTEST_PAUSE
             while not self.stopping and (deadline is None or time.monotonic() < deadline):
-                if self._take_what_fits(candidates, pool):
-                    pause = SHORTEST_PAUSE
+                try:
+                    if self._take_what_fits(candidates, pool):
+                        pause = SHORTEST_PAUSE
+                except StorageError as problem:  # it may be over soon: a full disk, a folder that cannot be reached
+                    get_logger("worker").error("the queue cannot be read: %s", problem)
+                    time.sleep(1.0)
                 self._rest(pause, candidates, deadline)
                 pause = min(pause * 1.5, LONGEST_PAUSE)
         except BaseException:  # interrupted: what runs cannot be waited for as long as it likes
@@ -319,7 +345,7 @@ class TaskWorker:
         live = _claim_if_free(self.client, run_id)
         if live is None:
             return False
-        work = self._serving.work(live, self._cancelled)
+        work = self._serving.work(live, self._leaving)
         job = _Job(self, work, live)
         with self._lock:
             self.in_flight_task_runs.setdefault(work.key, {})[live.run.flow_run.id] = _now()
@@ -337,6 +363,7 @@ class TaskWorker:
         self._ring.set()
 
     def _close(self, pool: Pool, patience: float | None) -> None:
+        self._leaving.set()
         for job in pool.close():
             job.let_go(None)  # type: ignore[attr-defined]  # the pool's jobs are ours
         pool.join(patience)

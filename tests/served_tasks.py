@@ -11,6 +11,7 @@ from typing import Any
 
 from microflow import task
 from microflow.context import TaskRunContext, current_tags
+from microflow.states import Completed
 
 
 @task
@@ -57,9 +58,53 @@ def witnessed(folder: str, number: int) -> int:
     """Writes when it began and when it ended, and in which process."""
     with open(Path(folder) / str(number), "ab", buffering=0) as witness:
         witness.write(b"begin %d %d\n" % (os.getpid(), time.time_ns()))
-        time.sleep(0.003)
+        time.sleep(0.05)
         witness.write(b"end %d %d\n" % (os.getpid(), time.time_ns()))
     return number
 
 
-TASKS = (add, add_async, total, fail, seen, when_told, witnessed)
+@task
+def identity(x: Any) -> Any:
+    return x
+
+
+@task
+def pair(x: Any, y: Any = (1, 4)) -> Any:
+    return (x, y)
+
+
+@task
+def keywords(x: Any, **more: Any) -> Any:
+    return (x, more)
+
+
+@task
+def returned_state() -> Any:
+    return [Completed(data=5)]
+
+
+@task
+async def parent_of_a_failure() -> Any:
+    return await fail_async()
+
+
+@task
+async def fail_async() -> None:
+    raise ValueError("of the child")
+
+
+TASKS = (
+    add,
+    add_async,
+    fail,
+    fail_async,
+    identity,
+    keywords,
+    pair,
+    parent_of_a_failure,
+    returned_state,
+    seen,
+    total,
+    when_told,
+    witnessed,
+)

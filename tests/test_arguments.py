@@ -31,6 +31,7 @@ from microflow.exceptions import (
     ReservedArgumentError,
     SignatureMismatchError,
 )
+from tests.behaviour_support import pins
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -265,6 +266,7 @@ def test_collapsing_names_that_the_function_cannot_take_is_a_value_error():
 
 
 @pytest.mark.parametrize("name", ["wait_for", "return_state"])
+@pins("futures_runners", 58)
 def test_reserved_names_are_refused(name):
     check_reserved(["x", "state"])
     with pytest.raises(ReservedArgumentError, match=f"'{name}' is a reserved argument name"):

@@ -95,6 +95,7 @@ def queue():
 # ------------------------------------------------------------------------------------------- what is recorded
 
 
+@pins("futures_runners", 90)
 def test_a_delayed_call_is_recorded_scheduled_and_stands_in_the_queue():
     with tags("outer"):
         future = add.delay(1, y=2)
@@ -133,6 +134,7 @@ def test_a_call_is_deferred_alike_whatever_the_colour_and_wherever_it_is_made(co
     assert len(queue()) == 4
 
 
+@pins("futures_runners", 90)
 def test_nothing_is_carried_for_a_call_without_arguments():
     future = task(lambda: 1).delay()
     details = current_client().read_task_run(future.task_run_id).state.state_details
@@ -140,6 +142,7 @@ def test_nothing_is_carried_for_a_call_without_arguments():
     assert current_client().read_task_run_parameters(future.task_run_id) == {}
 
 
+@pins("futures_runners", 90)
 def test_wait_for_is_carried_and_counts_among_the_inputs():
     first = add.delay(1)
     second = task(lambda: 1).apply_async(wait_for=[first])
@@ -160,6 +163,7 @@ def test_futures_of_deferred_runs_and_annotations_are_carried():
     }  # fmt: skip
 
 
+@pins("futures_runners", 92)
 def test_in_a_flow_the_run_names_the_flow_run_and_the_task_run_that_made_it():
     @task
     def outer():
@@ -388,6 +392,7 @@ def test_a_deferred_map_gives_a_list_of_futures_of_deferred_runs_anywhere():
         add.map([1, 2])
 
 
+@pins("futures_runners", 92)
 def test_defaults_are_not_mapped_and_wait_for_goes_to_every_run():
     upstream = add.delay(1)
     mapped = task(lambda x, y=(1, 2, 3): x)

@@ -102,6 +102,7 @@ class TestConcurrentFuture:
                 where(lambda timeout=timeout: future.result(timeout))
 
     @anywhere
+    @pins("futures_runners", 12)
     def test_a_timeout_of_zero_is_a_poll(self, where):
         assert where(lambda: ended(3).result(timeout=0)) == 3
 

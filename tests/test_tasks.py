@@ -82,6 +82,7 @@ class TestCalling:
             add.submit(1, 2, 3)
 
     @pytest.mark.parametrize("method", ["submit", "map"])
+    @pins("futures_runners", 59)
     def test_submit_and_map_need_a_running_flow(self, method):
         with pytest.raises(RuntimeError, match="while a flow runs"):
             getattr(add, method)([1])

@@ -24,9 +24,9 @@ from microflow import allow_failure, flow, tags, task
 from microflow.calls import deferred_call
 from microflow.client.orchestration import current_client
 from microflow.context import describe_context
-from microflow.exceptions import CrashedRun
+from microflow.exceptions import CrashedRun, InterruptedRun, StorageError
 from microflow.futures import DistributedFuture, FutureList, wait
-from microflow.states import Scheduled
+from microflow.states import Running, Scheduled
 from microflow.task_runners import PrefectTaskRunner, WorkerTaskRunner
 from microflow.worker import MOST_TAKEOVERS, TaskWorker, aserve, serve
 from tests import served_tasks as served
@@ -197,6 +197,24 @@ class TestRuns:
             future = served.seen.delay()
             found = future.result(timeout=PATIENCE)
         assert (found["tags"], found["run"]) == (["a", "b"], str(future.task_run_id))
+
+    @pins("futures_runners", 91)
+    @pytest.mark.parametrize(
+        ("args", "kwargs", "carried", "value"),
+        [
+            ((42,), None, {"x": 42, "y": 1}, 43),
+            ([42], {"y": 2}, {"x": 42, "y": 2}, 44),
+            (None, {"x": 4, "y": 3}, {"x": 4, "y": 3}, 7),
+        ],
+    )
+    def test_arguments_are_carried_as_they_are_bound(self, home, args, kwargs, carried, value):
+        future = served.add.apply_async(args, kwargs)
+        assert current_client().read_task_run_parameters(future.task_run_id)["parameters"] == carried
+        variadic = served.total.apply_async((42, 43), {"a": 1})
+        given = current_client().read_task_run_parameters(variadic.task_run_id)["parameters"]
+        assert given == {"values": (42, 43), "named": {"a": 1}}
+        with TaskWorker(served.add, served.total):
+            assert (future.result(timeout=PATIENCE), variadic.result(timeout=PATIENCE)) == (value, 86)
 
     @pins("futures_runners", 100)
     def test_a_direct_call_is_never_queued(self, home):
@@ -419,6 +437,58 @@ class TestProcesses:
         assert not (tmp_path / "c.begun").exists()
         workers()
         assert futures[2].result(timeout=PATIENCE) == "c"
+
+    @both
+    def test_a_retry_that_waits_for_its_time_is_left_to_others_who_count_on(self, home, colour: Colour):
+        """The run had one retry, which was decided on by the first worker and is made by the second."""
+        called: list[int] = []
+
+        @colour.task(retries=1, retry_delay_seconds=0.4)
+        def again():
+            called.append(1)
+            raise ValueError("again")
+
+        future = again.delay()
+        with TaskWorker(again):
+            assert wait_until(lambda: states_of(future)[-1] == "AwaitingRetry")
+        assert states_of(future) == ["Scheduled", "Running", "AwaitingRetry"]
+        with TaskWorker(again), pytest.raises(ValueError, match="again"):
+            future.result(timeout=PATIENCE)
+        assert states_of(future) == ["Scheduled", "Running", "AwaitingRetry", "Running", "Failed"]
+        assert len(called) == 2
+
+    def test_a_run_that_was_begun_by_a_dead_worker_runs_again_unless_it_may_not(self, home):
+        def body():
+            return "ran"
+
+        often, once = task(body), task(at_most_once=True, name="once")(lambda: "ran")
+        futures = [often.delay(), once.delay(), once.delay()]
+        client = current_client()
+        for future in futures[:2]:
+            live = client.claim(str(future.task_run_id))
+            live.propose_task(live.run.task_run(live.run_id), [Running()])
+            client.abandon(live)  # as if its process had died
+        with TaskWorker(often, once):
+            assert futures[0].result(timeout=PATIENCE) == "ran"
+            with pytest.raises(InterruptedRun, match="at_most_once"):
+                futures[1].result(timeout=PATIENCE)
+            assert futures[2].result(timeout=PATIENCE) == "ran"
+
+    def test_a_queue_that_cannot_be_read_for_a_while_does_not_end_the_worker(self, home, monkeypatch):
+        slept = threading.Event()
+        queue_type = type(current_client().store.queue)
+        real = queue_type.names
+
+        def names(self):
+            if not slept.is_set():
+                raise StorageError("out of reach")
+            return real(self)
+
+        monkeypatch.setattr(queue_type, "names", names)
+        monkeypatch.setattr("microflow.worker.time.sleep", lambda seconds: slept.set())
+        future = served.add.delay(1)
+        with TaskWorker(served.add):
+            assert future.result(timeout=PATIENCE) == 2
 
     @pins("futures_runners", 110)
     def test_the_runs_of_a_killed_worker_are_run_by_another_and_who_waits_goes_on_waiting(self, workers, tmp_path):

@@ -7,6 +7,8 @@ the states of the run are its owner's matter, and the calls that the task makes 
 
 Which thread runs what: the task in the thread that called, a coroutine task on a loop of its own there, what the
 task submits in threads that have ended when the attempt has.
+
+Known hole: calls that a task makes outside of any flow run are remembered in the worker only.
 """
 
 from __future__ import annotations

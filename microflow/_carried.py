@@ -13,12 +13,14 @@ among the news, so a worker that dies in between leaves a child that its parent 
 from __future__ import annotations
 
 import sys
+import weakref
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ._modules import class_name
 from ._tagged_json import import_resolver
+from .client.fold import note_record
 from .client.objects import FlowRun, TaskRun
 from .client.orchestration import SyncClient
 from .entrypoints import entrypoint_of, load_entrypoint, why_not_importable
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ._definitions import Definition
-    from .client.fold import Run
+    from .client.fold import Run, TaskHistory
     from .client.live import LiveRun
 
 Bodies = list[dict[str, Any]]
@@ -209,21 +211,46 @@ def files_of(bodies: Bodies, run_id: str, store: Any) -> dict[str, bytes]:
     return files
 
 
+#: for each folded run: how many task runs it had when it was looked through, and the calls of each of them
+_calls: weakref.WeakKeyDictionary[Run, tuple[int, dict[str, list[str]]]] = weakref.WeakKeyDictionary()
+
+
+def _calls_of(run: Run) -> dict[str, list[str]]:
+    """The task runs that each task run called. Looked for once: thousands of attempts may ask."""
+    known = _calls.get(run)
+    if known is None or known[0] != len(run.tasks):
+        calls: dict[str, list[str]] = {}
+        for run_id, history in run.tasks.items():
+            for _, parent in history.created.get("inputs", {}).get("__parents__", ()):
+                calls.setdefault(parent, []).append(run_id)
+        known = _calls[run] = (len(run.tasks), calls)
+    return known[1]
+
+
 def history_of(run: Run, parent: UUID) -> tuple[Bodies, list[str]]:
     """The records that an earlier execution left of the calls that a task run made, and of theirs; and which of
     them an operator's claim dropped. Empty in a first execution, at no cost."""
     if not run.tasks:
         return [], []
-    below, bodies, dropped = {str(parent)}, [], []
-    for run_id, history in run.tasks.items():  # in the order of creation: parents stand before children
-        parents = {text for kind, text in history.created.get("inputs", {}).get("__parents__", ())}
-        if below.isdisjoint(parents):
-            continue
-        below.add(run_id)
-        bodies.extend([history.created, *history.states])
-        if run_id in run.dropped:
-            dropped.append(run_id)
+    calls, left = _calls_of(run), [str(parent)]
+    bodies: Bodies = []
+    dropped: list[str] = []
+    while left:
+        for run_id in calls.get(left.pop(), ()):
+            left.append(run_id)
+            bodies.extend(_records_of(run_id, run.tasks[run_id]))
+            if run_id in run.dropped:
+                dropped.append(run_id)
     return bodies, dropped
+
+
+def _records_of(run_id: str, history: TaskHistory) -> Iterator[dict[str, Any]]:
+    yield history.created
+    if history.names:
+        yield {"k": "rename", "run": run_id, "name": history.names[-1]}
+    yield from history.states
+    if history.committed and history.states:  # so that whoever hands it back does not commit it once more
+        yield note_record(run_id, "committed", history.states[-1]["at"], {})
 
 
 def teach(live: LiveRun, bodies: Bodies, files: Iterable[bytes], dropped: Iterable[str]) -> None:

@@ -20,7 +20,8 @@ only the owner has, and ends at once, whatever its task does.
 Frames on the socket: one letter, eight bytes with a length, the data. ``R`` ready, ``X`` the initializer failed (an
 error), ``S`` the call has begun, ``L`` a log record, ``O`` the outcome; towards the worker only ``C``, a call.
 
-Known holes: processes that a killed task had started itself go on. Without ``os.pidfd_open`` (not Linux) a death
+Known holes: processes that a killed task had started itself go on. A task that forks does so beside the thread that
+watches the life pipe, of which Python 3.12 and later warn. Without ``os.pidfd_open`` (not Linux) a death
 behind a socket that is held open is noticed within a second.
 """
 

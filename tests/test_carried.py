@@ -8,11 +8,12 @@ import json
 import multiprocessing
 import pickle
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from microflow import flow, tags, task
-from microflow._carried import detached_run, parts, stand_in
+from microflow._carried import describe_flow_run, detached_run, history_of, parts, stand_in, teach
 from microflow.context import (
     FlowRunContext,
     TaskRunContext,
@@ -23,7 +24,7 @@ from microflow.context import (
 )
 from microflow.settings import current_settings, temporary_settings
 from tests import remote_tasks as remote
-from tests.support import fold
+from tests.support import fold, task_ids
 
 KEYS = {
     "flow_run_context",
@@ -160,3 +161,40 @@ def test_a_detached_run_keeps_results_as_its_owner_does():
     flow_stand_in = stand_in(facts["flow"])
     for keep in (True, False):
         assert detached_run(facts["flow_run"], flow_stand_in, keep_results=keep).keep_results is keep
+
+
+class TestHistory:
+    def run_with_calls(self) -> Any:
+        outer = flow(name="outer")(lambda: [remote.parent_of(1), remote.add(100)])
+        outer()
+        return fold()
+
+    def test_it_is_of_the_calls_below_one_task_run_and_theirs(self):
+        run = self.run_with_calls()
+        named = {history.created["name"].rpartition("-")[0]: run_id for run_id, history in run.tasks.items()}
+        bodies, dropped = history_of(run, UUID(named["parent_of"]))
+        assert {body["run"] for body in bodies} == {*task_ids("add")} - {task_ids("add")[-1]}
+        assert [body["k"] for body in bodies].count("task") == 4
+        assert dropped == []
+        assert history_of(run, run.flow_run.id) == ([], [])
+
+    def test_a_detached_run_that_was_taught_it_hands_the_calls_back(self):
+        run = self.run_with_calls()
+        named = {history.created["name"].rpartition("-")[0]: run_id for run_id, history in run.tasks.items()}
+        bodies, dropped = history_of(run, UUID(named["parent_of"]))
+        name = {"k": "rename", "run": bodies[0]["run"], "name": "renamed"}
+        facts = {**describe_flow_run(run.flow_run), "attempt": 0}
+        live = detached_run(facts, stand_in({"kind": "microflow.flows:Flow", "name": "outer", "version": None}))
+        teach(live, [*bodies, name], (), dropped)
+        assert live.run.task_run(bodies[0]["run"]).state_name == "Completed"
+        assert live.run.task_run(bodies[0]["run"]).name == "renamed"
+
+    def test_names_and_commits_go_along(self):
+        run = self.run_with_calls()
+        named = {history.created["name"].rpartition("-")[0]: run_id for run_id, history in run.tasks.items()}
+        history = run.tasks[task_ids("add")[0]]
+        history.names.append("renamed")
+        history.committed = True
+        bodies, _ = history_of(run, UUID(named["parent_of"]))
+        assert [body["k"] for body in bodies[:6]] == ["task", "rename", "state", "state", "state", "note"]
+        assert bodies[5]["what"] == "committed"

@@ -323,6 +323,31 @@ class TestCalling:
         assert both_tags == fold().flow_run.tags == {"a", "b"}
 
 
+@both
+@pins("flows", 56)
+@pytest.mark.parametrize(("persist", "executions"), [(True, 1), (False, 2)])
+def test_a_retry_of_the_flow_executes_a_task_again_unless_its_result_is_persisted(
+    colour: Colour, persist, executions, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MICROFLOW_HOME", str(tmp_path / "home"))
+    executed: list[int] = []
+    attempts: list[int] = []
+
+    @colour.task(persist_result=persist)
+    def work(x):
+        executed.append(x)
+
+    @colour.flow(retries=1)
+    def body():
+        yield work(1)
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise ValueError
+
+    colour.run(body)
+    assert (len(attempts), len(executed)) == (2, executions)
+
+
 class TestMethods:
     @pins("flows", 29)
     def test_two_bound_instances_do_not_mix_up(self):

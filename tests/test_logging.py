@@ -18,6 +18,7 @@ from microflow.context import FlowRunContext, TaskRunContext
 from microflow.exceptions import MissingContextError
 from microflow.logging import FLOW_RUNS, TASK_RUNS, flow_run_logger, get_logger, restore_print
 from microflow.settings import temporary_settings
+from tests.behaviour_support import pins
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,7 @@ def test_outside_of_runs_there_is_a_mute_one_when_run_loggers_are_disabled(monke
     get_run_logger().info("mine")
 
 
+@pins("flows", 90)
 def test_records_of_a_flow_run_carry_its_ids_and_names(caplog):
     @flow
     def main() -> Any:
@@ -214,6 +216,7 @@ class TestPrints:
         yield
         restore_print()
 
+    @pins("flows", 89)
     def test_what_a_run_prints_is_logged_by_its_logger_where_it_prints(self, caplog, capsys):
         @task
         def work() -> None:
@@ -249,6 +252,36 @@ class TestPrints:
         count = sum(record.args == ("mine",) for record in caplog.records)
         assert (count, capsys.readouterr().out) == ((2, "") if logged else (0, "mine\nmine\n"))
 
+    @pins("flows", 87)
+    @pytest.mark.parametrize(
+        ("setting", "root", "middle", "leaf", "logged"),
+        [
+            (False, True, None, None, ["root", "middle", "leaf"]),
+            (False, True, False, None, ["root"]),
+            (True, False, None, True, ["leaf"]),
+            (True, None, None, False, ["root", "middle"]),
+        ],
+    )
+    def test_subflows_inherit_until_one_says_otherwise(self, caplog, capsys, setting, root, middle, leaf, logged):
+        @flow(log_prints=leaf)
+        def innermost() -> None:
+            print("leaf")
+
+        @flow(log_prints=middle)
+        def inner() -> None:
+            print("middle")
+            innermost()
+
+        @flow(log_prints=root)
+        def outer() -> None:
+            print("root")
+            inner()
+
+        with temporary_settings(log_prints=setting):
+            outer()
+        assert [record.args[0] for record in caplog.records if record.msg == "%s"] == logged
+        assert capsys.readouterr().out.split() == [name for name in ("root", "middle", "leaf") if name not in logged]
+
     def test_the_setting_counts_where_no_run_says_anything(self, caplog, capsys):
         @task
         def work() -> None:
@@ -260,6 +293,7 @@ class TestPrints:
         assert sum(record.args == ("mine",) for record in caplog.records) == 1
         assert capsys.readouterr().out == "mine\n"
 
+    @pins("flows", 88)
     def test_other_files_and_code_outside_of_runs_print_as_ever(self, caplog, capsys):
         text = io.StringIO()
 

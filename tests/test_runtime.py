@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -41,6 +42,24 @@ def test_the_flow_run_id_may_come_from_the_environment(monkeypatch):
     assert main()
 
 
+@pins("flows", 92)
+def test_an_environment_variable_takes_the_place_of_an_attribute(monkeypatch):
+    mocked = {"NAME": "mocked", "RUN_COUNT": "7", "SCHEDULED_START_TIME": "2026-01-31T12:00:00", "TAGS": "a"}
+    for name, text in mocked.items():
+        monkeypatch.setenv(f"MICROFLOW__RUNTIME__FLOW_RUN__{name}", text)
+    monkeypatch.setenv("MICROFLOW__RUNTIME__TASK_RUN__NAME", "task")
+
+    @flow
+    def main() -> Any:
+        return flow_run.name, flow_run.run_count, task_run.name
+
+    assert main() == ("mocked", 7, "task")
+    assert flow_run.scheduled_start_time == datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
+    with pytest.raises(ValueError, match="cannot be mocked"):
+        flow_run.tags
+
+
+@pins("flows", 92)
 def test_an_unknown_attribute_is_an_attribute_error_and_its_import_an_import_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         flow_run.nothing  # type: ignore[attr-defined]

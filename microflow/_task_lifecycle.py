@@ -29,12 +29,12 @@ from ._task_transitions import TaskRunTimeoutError as TaskRunTimeoutError
 from ._task_transitions import TaskTransitions
 from ._timeouts import Limit
 from ._timeouts import limit as start_limit
-from ._waits import Outcome, entered, scope, settle
+from ._waits import Outcome, Scope, entered, scope, settle
 from .calls import new_call
 from .client.orchestration import current_client
-from .context import FlowRunContext, TaskRunContext
+from .context import FlowRunContext, TaskRunContext, hydrated_context
 from .exceptions import Abort, LogError, Pause, StorageError
-from .logging import ERROR, WARNING, effective_log_prints
+from .logging import DEBUG, ERROR, WARNING, effective_log_prints
 from .settings import current_settings
 from .states import (
     Pending,
@@ -91,11 +91,27 @@ class BaseTaskRunEngine(TaskTransitions[R]):
 
     # ------------------------------------------------------------------------------------------ the scopes
 
-    @scope
-    async def initialize_run(
+    def initialize_run(
         self, task_run_id: UUID | None = None, dependencies: dict[str, set[TaskRunInput]] | None = None
-    ) -> AsyncGenerator[Self, None]:
+    ) -> Scope[Self]:
         """Find or make the task run, and record an interrupt of the block as a crash."""
+        if self.context.keys() - {"cancel_event"}:
+            return self._hydrated(task_run_id, dependencies)
+        return self._initialized(task_run_id, dependencies)
+
+    @scope
+    async def _hydrated(
+        self, task_run_id: UUID | None, dependencies: dict[str, set[TaskRunInput]] | None
+    ) -> AsyncGenerator[Self, None]:
+        """The same in the contexts of another process, which were handed over as data."""
+        with hydrated_context(self.context):
+            async with entered(self._initialized(task_run_id, dependencies)):
+                yield self
+
+    @scope
+    async def _initialized(
+        self, task_run_id: UUID | None, dependencies: dict[str, set[TaskRunInput]] | None
+    ) -> AsyncGenerator[Self, None]:
         call, task = self._call, self.task
         if call is None:
             afresh = self._is_consumed
@@ -113,6 +129,7 @@ class BaseTaskRunEngine(TaskTransitions[R]):
             self._pending.state_details.task_run_id = task_run.id
             self._pending.state_details.flow_run_id = task_run.flow_run_id
         self._is_started = True
+        self._log(DEBUG, "Created task run %r for task %r", task_run.name, task.name)
         try:
             if task.hooks or callable(task.task_run_name) or task.retry_condition_fn is not None:
                 async with entered(self.setup_run_context()):  # somebody may look, also outside of attempts
@@ -196,6 +213,8 @@ class BaseTaskRunEngine(TaskTransitions[R]):
         try:
             async with entered(self.setup_run_context()):
                 error: BaseException | None = None
+                if self.task_run is not None:
+                    self._log(DEBUG, "Executing task %r for task run %r", self.task.name, self.task_run.name)
                 try:
                     yield self
                 except Exception as failure:  # user code: the run's outcome, not ours to judge

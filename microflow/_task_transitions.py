@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from ._definitions import hook_name
 from ._waits import Waits, now_us, settle, to_datetime, to_us
 from .client.live import Answer
-from .exceptions import Abort, CancelledRun, LogError, Pause, StorageError
+from .exceptions import Abort, CancelledRun, LogError, Pause, RecordTooLarge, StorageError
 from .logging import DEBUG, ERROR, INFO, TASK_RUNS, RunLogger, task_run_logger
 from .states import (
     AwaitingRetry,
@@ -178,6 +178,7 @@ class TaskTransitions(Generic[R]):
     def rename(self, name: str) -> None:
         """Give the run its own name; recorded with its next state."""
         assert self.task_run is not None
+        self._log(DEBUG, "Renamed task run %r to %r", self.task_run.name, name)
         self.task_run.name = name
         self._renamed = True
 
@@ -226,7 +227,8 @@ class TaskTransitions(Generic[R]):
 
     async def _handle(self, error: BaseException) -> None:
         """An attempt that failed: the handler of its kind decides."""
-        if self._call is not None and error is self._call.recorder.refused:
+        refused = self._call.recorder.refused if self._call is not None else None
+        if error is refused and not isinstance(error, RecordTooLarge):
             raise error  # the log does not take our word any more: say nothing in it
         if self.state.is_final():  # recorded while the function went on
             self._raised = error

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = __name__.rpartition(".")[0]
 #: while one of these is on the stack an append is being decided, written or taken in: an alarm waits for its end
-_APPENDING = frozenset(f"{_PACKAGE}.{name}" for name in ("client.live", "stores", "log"))
+_APPENDING = frozenset(f"{_PACKAGE}.{name}" for name in ("client.live", "client.memory", "stores", "log"))
 #: the one function through which a blocking run calls what may be interrupted
 _CALLING = BlockingWaits.call.__code__
 #: seconds until an alarm that fell into an append rings again

@@ -455,6 +455,24 @@ class TestLogging:
         assert last[1].getMessage().startswith("Finished in state NotReady(")
         assert (last[0].task_name, last[0].flow_name) == ("<lambda>", "body")  # type: ignore[attr-defined]
 
+    @both
+    def test_in_detail_it_says_what_was_created_renamed_and_executed(self, colour: Colour, caplog):
+        caplog.set_level(logging.DEBUG)
+        in_flow(colour, colour.task(lambda: 1, name="work", task_run_name="own"))
+        lines = [record.getMessage() for record in caplog.records if record.name == "microflow.task_runs"]
+        assert [line.split()[0] for line in lines] == ["Created", "Renamed", "Executing", "Finished"]
+        assert lines[1].endswith("to 'own'")
+        assert lines[2] == "Executing task 'work' for task run 'own'"
+        assert lines[3].startswith("Finished in state Completed(message=None, type=COMPLETED, result=")
+
+    @both
+    @pins("task_engine", 6)
+    def test_a_run_that_stays_pending_gets_a_hint(self, colour: Colour, caplog):
+        made = colour.task(lambda: 1, task_run_name="{nothing}")
+        with pytest.raises(KeyError):
+            colour.run(made)
+        assert "Please wait for all submitted tasks" in caplog.text
+
     def test_nothing_is_formatted_when_the_level_is_off(self, caplog):
         caplog.set_level(logging.CRITICAL)
 

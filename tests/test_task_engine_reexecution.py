@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from microflow import tags
 from microflow._arguments import quote
-from microflow.exceptions import InterruptedRun
+from microflow.client.orchestration import current_client
+from microflow.context import current_tags, serialize_context
+from microflow.exceptions import InterruptedRun, NoSpace
 from microflow.flow_runs import rerun
+from microflow.task_engine import run_task
 from tests.support import (
     Colour,
     Witness,
@@ -107,3 +111,58 @@ class TestAtMostOnce:
         run_id = killed(main, 3)
         run(rerun(main, run_id))
         assert witness["work"] == 2
+
+
+class TestRefusedAppends:
+    """The log does not take the word of this process any more: that is no outcome of the task."""
+
+    @both
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_a_disk_that_was_full_for_a_moment_leaves_a_run_that_can_be_resumed(
+        self, colour: Colour, monkeypatch, caplog, nested
+    ):
+        """Broken if it were recorded as the failure of the task, or of one around it, when there is room again."""
+        witness = Witness()
+
+        @colour.task
+        def inner():
+            witness.saw("inner")
+            return 5
+
+        @colour.task
+        def outer():
+            return (yield inner())
+
+        @colour.flow
+        def main():
+            return (yield (outer if nested else inner)())
+
+        store: Any = current_client().store
+        real, full = store.append, [True]
+
+        def append(run_id: str, bodies: list[dict[str, Any]], **kwargs: Any) -> Any:
+            if full and any(body.get("type") == "COMPLETED" for body in bodies):
+                full.clear()
+                raise NoSpace("the disk is full")
+            return real(run_id, bodies, **kwargs)
+
+        monkeypatch.setattr(store, "append", append, raising=False)
+        with pytest.raises(NoSpace):
+            colour.run(main)
+        (run_id,) = flow_run_ids()
+        assert task_states("inner") == [["Pending", "Running"]]
+        assert not any(record.exc_info for record in caplog.records if record.name == "microflow.task_runs")
+        assert run(rerun(main, run_id)).result(_sync=True) == 5
+        assert witness["inner"] == 2
+
+
+@both
+def test_contexts_may_be_handed_over_as_data(colour: Colour):
+    """What another process described is current while the task runs."""
+    seen: list[Any] = []
+    made = colour.task(lambda: seen.append(current_tags()))
+    with tags("carried"):
+        described = serialize_context()
+    run(run_task(made, context=described))
+    run(run_task(made))
+    assert seen == [{"carried"}, set()]

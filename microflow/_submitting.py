@@ -300,6 +300,20 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(max_workers={self._max_workers})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The configuration: what makes a runner run is made anew by who restores it."""
+        if self._started:
+            raise TypeError(f"{self!r} is started and cannot be pickled; pickle its duplicate()")
+        made = object.__new__(type(self))
+        PooledTaskRunner.__init__(made, self._max_workers)
+        return {name: value for name, value in self.__dict__.items() if name not in made.__dict__} | {
+            "_max_workers": self._max_workers
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        PooledTaskRunner.__init__(self, state["_max_workers"])
+        self.__dict__.update(state)
+
     def _submission(
         self,
         task: Task[Any, Any],

@@ -8,7 +8,6 @@ worker is: a thread of this process, a process of the runner's own, whatever an 
 from __future__ import annotations
 
 from abc import abstractmethod
-from copy import copy
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._submitting import Cancellation as Cancellation
@@ -178,7 +177,8 @@ class ProcessPoolTaskRunner(DispatchingTaskRunner):
 
     def duplicate(self: ProcessSelf) -> ProcessSelf:
         """A runner with the same configuration that is not started; also of a subclass with another ``__init__``."""
-        twin = copy(self)
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
         PooledTaskRunner.__init__(twin, self._max_workers)
         twin._carrier = twin._messages = None
         return twin

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ class TestConfiguration:
         twin = Own(2).duplicate()
         assert type(twin) is Own
         assert (twin._initializer, twin._initargs, twin._start_method) == (remote.initialize, ("a",), "spawn")
+
+    @pytest.mark.parametrize("kind", [ProcessPoolTaskRunner, ThreadPoolTaskRunner])
+    def test_one_that_is_not_started_can_be_pickled(self, kind):
+        runner = pickle.loads(pickle.dumps(kind(2)))
+        assert runner == kind(2)
+        with runner:
+            assert runner.submit(remote.add, {"x": 1, "y": 1}).result() == 2
+            with pytest.raises(TypeError, match=r"is started and cannot be pickled; pickle its duplicate\(\)"):
+                pickle.dumps(runner)
+            assert pickle.loads(pickle.dumps(runner.duplicate())) == runner
 
     @pytest.mark.parametrize("number", [0, -1, 1.5, "2"])
     def test_an_impossible_number_of_workers_is_refused_when_made(self, number):
@@ -175,15 +185,20 @@ class TestWhatCrosses:
         assert in_flow(lambda: remote.variable.submit().result()) == "unset"
 
     @pins("futures_runners", 77)
-    def test_dependencies_are_waited_for_without_a_worker(self):
+    def test_dependencies_are_waited_for_without_a_worker(self, tmp_path):
         def body():
-            started = time.monotonic()
-            slow = remote.sleep.submit(0.3)
-            futures = [remote.add.submit(slow, 1), remote.add.submit(1, 1, wait_for=[slow])]
-            assert time.monotonic() - started < 0.3
+            upstream = remote.touch_and_wait.submit(str(tmp_path / "started"), str(tmp_path / "go"))
+            futures = [
+                remote.add.submit(upstream, "!"),
+                remote.add.submit([upstream], ["!"]),
+                remote.add.submit(2, 1, wait_for=[upstream]),
+                remote.add.submit(3, 1, wait_for=[remote.add.submit(1, wait_for=[upstream])]),
+            ]
+            assert not any(future.state.is_final() for future in (upstream, *futures))
+            (tmp_path / "go").touch()
             return [future.result() for future in futures]
 
-        assert in_flow(body) == [1.3, 2]
+        assert in_flow(body) == ["went!", ["went", "!"], 3, 4]
 
     @pins("futures_runners", 81)
     def test_the_initializer_runs_once_in_each_worker(self, tmp_path):

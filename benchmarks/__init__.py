@@ -40,6 +40,8 @@ BUDGETS = {
     "many_tasks": Budget(1.2, "ratio"),
     "memory": Budget(400.0, "microflow"),
     "reexecution": Budget(30.0, "microflow"),
+    "resume_here": Budget(1.0, "microflow"),
+    "resume_elsewhere": Budget(25.0, "microflow"),
     "open_log": Budget(8.0, "microflow"),
     "hash_inputs": Budget(1.0, "microflow"),
     "wheel": Budget(150.0, "microflow"),

@@ -162,16 +162,16 @@ def _resume(
 ) -> Flow[Any, Any] | None:
     """Resume the run; gives the flow when it is to be run here."""
     client = current_client()
-    run = client.fold(str(flow_run_id))
-    state = run.flow_run.state
-    ended = state is not None and state.is_final()
-    flow = flow_of(run, client) if force and ended else None  # before anything is recorded
-    if not (force and ended):
-        client.resume_flow_run(flow_run_id, run_input)
+    if force:
         run = client.fold(str(flow_run_id))
-        if (run_it or force) and run.flow_run.state is not None and run.flow_run.state.is_resuming():
-            flow = flow_of(run, client)
-    return flow
+        if run.flow_run.state is not None and run.flow_run.state.is_final():
+            return flow_of(run, client)  # before anything is recorded
+    client.resume_flow_run(flow_run_id, run_input)
+    if not (run_it or force):
+        return None
+    run = client.fold(str(flow_run_id))
+    waits_to_run = run.flow_run.state is not None and run.flow_run.state.is_resuming()
+    return flow_of(run, client) if waits_to_run else None
 
 
 def flow_of(run: Run, client: SyncClient) -> Flow[Any, Any]:

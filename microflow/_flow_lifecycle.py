@@ -210,11 +210,15 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         await self._conclude(Failed(name="TimedOut", message=message, data=error))
 
     def handle_crash(self, error: BaseException) -> None:
-        """Record that the run was interrupted; the interrupt goes on to the caller."""
+        """Record that the run was interrupted; the interrupt goes on to the caller. GeneratorExit, which is what a
+        coroutine is given that nobody awaits to its end, is no crash: the run is CANCELLED."""
         if self.flow_run is None or self.live is None or self.live.token is None or self.state.is_final():
             return
-        state = exception_to_crashed_state(meant_by(error))
-        self._log(ERROR, "Crash detected! %s", state.message)
+        if isinstance(error, GeneratorExit):
+            state: State[Any] = Cancelled(message="The flow was closed before it ended.")
+        else:
+            state = exception_to_crashed_state(meant_by(error))
+            self._log(ERROR, "Crash detected! %s", state.message)
         self._raised = error
         try:
             self.set_state(state, force=True)

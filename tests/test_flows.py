@@ -555,3 +555,27 @@ def test_a_coroutine_flow_that_is_not_awaited_makes_no_run():
     body().close()
     assert flow_run_ids() == []
     assert run(body()) == 1
+
+
+@pins("flows", 76)
+def test_a_coroutine_flow_that_is_closed_before_its_end_is_cancelled_and_did_not_crash():
+    called: list[str] = []
+
+    @flow(on_crashed=[lambda *_: called.append("crashed")])
+    async def body():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            called.append("cleaned up")
+
+    async def main():
+        running = body()
+        task = asyncio.ensure_future(asyncio.sleep(0))
+        running.send(None)  # up to the sleep
+        running.close()
+        await task
+
+    run(main())
+    assert called == ["cleaned up"]
+    assert [state.name for state in fold().states] == ["Pending", "Running", "Cancelled"]
+    assert fold().owner is None

@@ -79,6 +79,9 @@ class FlowOptions(TypedDict, total=False):
     on_running: Iterable[Hook] | None
 
 
+#: how often the annotations are read while names in them cannot be resolved; then these are left alone
+_READINGS = 3
+
 #: options of which None says something; of all others it means: as it was
 _NONE_COUNTS = frozenset({"persist_result", "result_storage", "result_serializer", "log_prints"})
 #: options of which an empty value says something; of a text or a list of hooks it means: as it was
@@ -191,7 +194,9 @@ class Flow(Definition, Generic[P, R_co]):
         of it. What has no annotation, and objects of classes, stay the very objects; lists and dicts are new ones.
 
         ParameterTypeError, with every problem of every parameter. Futures must have been resolved before."""
-        checks = self._checks[0] if self._checks else self._read_annotations()
+        known = self._checks
+        settled = known and (known[-1].complete or len(known) == _READINGS)
+        checks = known[-1] if settled else self._read_annotations()
         return parameters if checks is None else checks.take(parameters)
 
     def _read_annotations(self) -> Checks | None:
@@ -200,8 +205,7 @@ class Flow(Definition, Generic[P, R_co]):
         from .coercion import Checks  # 2 ms: only for flows that have annotations, when they are first called
 
         checks = Checks(self.fn, self.parameters)
-        if checks.complete:
-            self._checks[:] = [checks]
+        self._checks.append(checks)
         return checks
 
     def parameter_schema(self) -> dict[str, Any]:

@@ -361,6 +361,15 @@ def test_a_name_that_appears_later_is_found_at_a_later_call():
     assert names["body"]("5", "6") == (5, 6)
 
 
+def test_names_that_never_appear_are_given_up(monkeypatch):
+    """Broken if a flow whose annotations only a type checker resolves read them at every call."""
+    names: dict[str, Any] = {"flow": flow}
+    exec("from __future__ import annotations\n@flow\ndef body(x: Never, y: int):\n    return x, y\n", names)
+    body = names["body"]
+    assert [body("5", "6") for _ in range(5)] == [("5", 6)] * 5
+    assert len(body._checks) == 3
+
+
 def test_a_generic_function_takes_what_its_type_variables_stand_for():
     if sys.version_info >= (3, 12):
         names: dict[str, Any] = {"flow": flow}

@@ -115,6 +115,7 @@ def describe_flow_run(run: FlowRun) -> dict[str, Any]:
         "parent_flow_run_id": run.parent_flow_run_id and str(run.parent_flow_run_id),
         "root_flow_run_id": str(run.root_flow_run_id),
         "idempotency_key": run.idempotency_key,
+        "deployment_id": run.deployment_id and str(run.deployment_id),
         "attempt": run.attempt,
         "run_count": run.run_count,
     }

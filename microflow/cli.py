@@ -230,7 +230,7 @@ def _resume(options: argparse.Namespace, client: SyncClient, run: Run) -> Run:
         if not isinstance(given, dict):
             raise UsageError(f"--input {_cut(options.input)} is no JSON object; write --input '{{\"name\": value}}'")
     try:
-        client.resume_flow_run(run.run_id, given)
+        client.resume_flow_run(run.run_id, given, queue=options.no_run)
     except RuntimeError as refused:  # what was given does not fit what the pause asked for, or nobody could run it
         if isinstance(refused, MicroflowException):
             raise

@@ -194,7 +194,7 @@ class ObjectAlreadyExists(MicroflowException):
 
 
 class AmbiguousRunId(MicroflowException):
-    """A shortened run id fits several runs."""
+    """A shortened run id fits several runs, or a name several deployments."""
 
 
 class NotPausedError(MicroflowException):

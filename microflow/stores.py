@@ -10,6 +10,7 @@ A folder of runs::
     <root>/runs/<run id>.results/<sha256>   values too large for the log, named by what they hold
     <root>/owners/<token>                   one empty file per process that owns runs
     <root>/queue/<run id>                   one empty file per run that any process may claim
+    <root>/deployments/<id>.json            what runs of a flow are made from, without its code
 
 Who owns a run, and whether the owner lives
 -------------------------------------------
@@ -44,6 +45,7 @@ import weakref
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _files
+from ._documents import FileDocuments, MemoryDocuments
 from ._follower import Follower
 from ._media import RUN_ID, FileMedium, MemoryMedium, check_run_id, storage_error
 from ._queue import FileQueue, MemoryQueue
@@ -73,13 +75,14 @@ class Store:
     Attributes: ``bus`` delivers what is appended; whoever appends publishes it there after the append, the
     store itself only what other processes appended to a followed run. ``location`` names the store in messages,
     ``durability`` says whether :meth:`sync` has anything to wait for ("disk"). ``queue`` names the runs that
-    any process may claim.
+    any process may claim; ``deployments`` are what runs are made from.
     """
 
     bus: Bus
     location: str
     durability: str = "process"
     queue: FileQueue | MemoryQueue
+    deployments: FileDocuments | MemoryDocuments
 
     @property
     def private(self) -> bool:
@@ -204,6 +207,7 @@ class FileStore(Store):
         self._runs = os.path.join(self.location, "runs")
         self._owners = os.path.join(self.location, "owners")
         self.queue = FileQueue(os.path.join(self.location, "queue"), durable=self._disk)
+        self.deployments = FileDocuments(os.path.join(self.location, "deployments"), durable=self._disk)
         self._after_fork_in_child()
         _stores.add(self)
 
@@ -471,6 +475,7 @@ class MemoryStore(Store):
         self._media: dict[str, MemoryMedium] = {}
         self._results: dict[tuple[str, str], bytes] = {}
         self.queue = MemoryQueue()
+        self.deployments = MemoryDocuments()
         self._after_fork_in_child()
         _stores.add(self)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from .orchestration import SyncClient
+    from .reading import Reader
 
 
 class AssetEvent:
@@ -59,7 +59,7 @@ class AssetEvent:
 
 
 def read_asset_events(
-    client: SyncClient,
+    client: Reader,
     flow_run_id: UUID | str | None,
     task_run_id: UUID | str | None,
     asset_key: str | None,
@@ -70,7 +70,7 @@ def read_asset_events(
     return [event for event in found if wanted in (None, event.task_run_id)]
 
 
-def _of_runs(client: SyncClient, flow_run_id: UUID | str | None, task_run_id: UUID | None) -> Iterator[AssetEvent]:
+def _of_runs(client: Reader, flow_run_id: UUID | str | None, task_run_id: UUID | None) -> Iterator[AssetEvent]:
     if flow_run_id is None:
         for note in client.tasks.asset_notes(task_run_id):
             yield AssetEvent(note, None)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..states import State
     from ..tasks import Task
     from .asset_events import AssetEvent
+    from .deployments import Deployment
     from .live import Answer
     from .objects import FlowRun, TaskRun
     from .orchestration import SyncClient
@@ -36,6 +37,26 @@ class Client:
     async def create_flow_run(self, flow: Flow[Any, Any], **fields: Any) -> FlowRun:
         """See :meth:`SyncClient.create_flow_run`."""
         return self._client.create_flow_run(flow, **fields)
+
+    async def create_deployment(self, flow: Flow[Any, Any] | str, name: str, *given: Any, **fields: Any) -> UUID:
+        """See :meth:`SyncClient.create_deployment`."""
+        return self._client.create_deployment(flow, name, *given, **fields)
+
+    async def read_deployment(self, deployment_id: UUID | str) -> Deployment:
+        """See :meth:`SyncClient.read_deployment`."""
+        return self._client.read_deployment(deployment_id)
+
+    async def read_deployments(self) -> list[Deployment]:
+        """See :meth:`SyncClient.read_deployments`."""
+        return self._client.read_deployments()
+
+    async def delete_deployment(self, deployment_id: UUID | str) -> None:
+        """See :meth:`SyncClient.delete_deployment`."""
+        self._client.delete_deployment(deployment_id)
+
+    async def create_flow_run_from_deployment(self, deployment_id: UUID | str, **fields: Any) -> FlowRun:
+        """See :meth:`SyncClient.create_flow_run_from_deployment`."""
+        return self._client.create_flow_run_from_deployment(deployment_id, **fields)
 
     async def read_flow_run(self, flow_run_id: UUID | str) -> FlowRun:
         """See :meth:`SyncClient.read_flow_run`."""

@@ -11,7 +11,8 @@ Members of the records that this module makes and reads, besides ``k``:
 ======== ===================================================================================================
 run      ``name`` ``flow`` ``flow_version`` ``entrypoint`` ``tags`` ``parameters`` (a kept value or null) ``shown``
          (their JSON form when they are not kept as JSON) ``policy`` ``parent_task`` ``parent_flow`` ``root``
-         ``key`` (idempotency) ``cwd``; of a deferred task run ``task`` (key) in place of ``flow``, see ``deferred``
+         ``key`` (idempotency) ``cwd`` ``deployment`` (its id); of a deferred task run ``task`` (key) in place of
+         ``flow``, see ``deferred``
 claim    ``owner`` ``pid`` ``host``; ``forced`` when an operator started a final run again: failed calls are
          dropped, completed ones kept
 release  ``handed_back``: how many ended calls this claim handed back without running them
@@ -214,6 +215,14 @@ class Run:
         return "task" in self.header
 
     @property
+    def was_queued(self) -> bool:
+        """Whether this is the log of a flow run that may stand in the queue: it was scheduled, or resumed for others to
+        run. A retry is its owner's."""
+        return not self.is_task and any(
+            state.type is StateType.SCHEDULED and state.name != "AwaitingRetry" for state in self.states
+        )
+
+    @property
     def flow_of_tasks(self) -> UUID | None:
         """The id of the flow run that the task runs of this log belong to."""
         return self.flow_run.parent_flow_run_id if self.is_task else self.flow_run.id
@@ -242,6 +251,7 @@ class Run:
             parent_flow_run_id=_uuid(data.get("parent_flow")),
             root_flow_run_id=_uuid(data.get("root")),
             idempotency_key=data.get("key"),
+            deployment_id=_uuid(data.get("deployment")),
             empirical_policy=data.get("policy", {}),
         )
         flow_run._created = record.time

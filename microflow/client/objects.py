@@ -15,11 +15,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
+from .._digests import blake2b
 from .._waits import now_us, to_datetime, to_us
 from ..states import TERMINAL_STATES, State, StateType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 FINAL = TERMINAL_STATES
 
@@ -32,6 +33,18 @@ def new_run_id() -> UUID:
     fraction = nanoseconds * 4096 // 1_000_000
     random = int.from_bytes(os.urandom(8), "big") & (1 << 62) - 1
     return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random)
+
+
+def id_of_key(flow_name: str, key: str) -> UUID:
+    """The id of what a flow has under a key, the same in every process (RFC 9562, version 8): of two processes that
+    create a run under one key, one finds the other's. TypeError unless the key is text."""
+    given: object = key
+    if not isinstance(given, str):
+        raise TypeError(f"a key must be a text, got {key!r}")
+    bits = int.from_bytes(
+        blake2b(f"{flow_name}\0{key}".encode("utf-8", "surrogatepass"), digest_size=16).digest(), "big"
+    )
+    return UUID(int=bits & ~(0xF << 76) & ~(0x3 << 62) | 8 << 76 | 2 << 62)
 
 
 def _moment(slot: str, doc: str) -> Any:
@@ -266,6 +279,7 @@ class FlowRun(_RunObject):
     __slots__ = (
         "_next_scheduled_start_time",
         "attempt",
+        "deployment_id",
         "empirical_policy",
         "entrypoint",
         "flow_name",
@@ -294,6 +308,7 @@ class FlowRun(_RunObject):
         root_flow_run_id: UUID | None = None,
         idempotency_key: str | None = None,
         empirical_policy: dict[str, Any] | None = None,
+        deployment_id: UUID | None = None,
     ) -> None:
         super().__init__(id, name, tags)
         self.flow_name = flow_name
@@ -305,6 +320,8 @@ class FlowRun(_RunObject):
         self.parent_flow_run_id = parent_flow_run_id
         self.root_flow_run_id = root_flow_run_id if root_flow_run_id is not None else id
         self.idempotency_key = idempotency_key
+        #: the deployment that the run was made from
+        self.deployment_id = deployment_id
         self.empirical_policy = empirical_policy if empirical_policy is not None else {}
         #: how often the body was started anew by a retry; calls of different attempts are different calls
         self.attempt = 0
@@ -343,3 +360,21 @@ def sort_key(field: str) -> Callable[[_RunObject], tuple[bool, Any]]:
         return (value is None, value if value is not None else 0)
 
     return key
+
+
+def run_filter(
+    names: Iterable[str] | None,
+    state_types: Iterable[StateType | str] | None,
+    state_names: Iterable[str] | None,
+    tags: Iterable[str] | None,
+) -> Callable[[FlowRun | TaskRun], bool]:
+    """Whether a run fits. Each filter is read once: it may be an iterator."""
+    wanted: dict[str, set[Any]] = {}
+    if names is not None:
+        wanted["name"] = set(names)
+    if state_types is not None:
+        wanted["state_type"] = {StateType(kind) for kind in state_types}
+    if state_names is not None:
+        wanted["state_name"] = set(state_names)
+    all_of = set(tags or ())
+    return lambda run: all_of <= run.tags and all(getattr(run, field) in values for field, values in wanted.items())

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The in-process API over the state log: create, claim, read, list, filter, delete.
+"""The in-process API over the state log: create, claim, ask, delete; what is read stands in ``reading``.
 
-:class:`SyncClient` does the work; ``coroutines.Client`` has the same methods as coroutines. Reading never
-writes: what readers see of a run whose process died is derived (``Run.seen``).
-
-A task run's id alone is found in this process; else the logs of all runs are searched, which is slow
-with many runs: give ``flow_run_id`` where it is known.
+:class:`SyncClient` does the work; ``coroutines.Client`` has the same methods as coroutines.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -25,29 +21,27 @@ from .._waits import now_us
 from ..entrypoints import entrypoint_of
 from ..events import Record
 from ..exceptions import (
-    AmbiguousRunId,
     Conflict,
-    MicroflowException,
     NotPausedError,
     ObjectNotFound,
     RunningElsewhere,
+    StorageError,
 )
 from ..log import FORMAT, FORMAT_VERSION
 from ..settings import current_settings, resolve_home
-from ..states import Pending, Scheduled, State, StateType
+from ..states import Pending, Scheduled, State
 from ..stores import FileStore, MemoryStore, Store
-from .asset_events import AssetEvent, read_asset_events
 from .coroutines import Client as Client
-from .deferred import carried_by, first_line
+from .deferred import first_line
 from .fold import Run, state_record
 from .inputs import answer_records
 from .live import Answer, LiveRun
-from .memory import MemoryTasks
-from .objects import FINAL, FlowRun, TaskRun, new_run_id, random_name, sort_key
+from .objects import FINAL, FlowRun, TaskRun, id_of_key, new_run_id, random_name
+from .reading import Reader
 from .requests import cancel, resume, suspend, why_not_restartable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from ..flows import Flow
@@ -58,16 +52,12 @@ CLAIM_PATIENCE = 0.1
 LEAVING_PATIENCE = 60.0
 
 
-class SyncClient:
+class SyncClient(Reader):
     """Reads and writes the runs of one store. Usable directly, and as a context manager."""
 
     def __init__(self, store: Store, *, keep_results: bool = True) -> None:
-        self.store = store
+        super().__init__(store)
         self.keep_results = keep_results
-        #: task runs outside of flows
-        self.tasks = MemoryTasks(store.bus)
-        #: the runs that this process owns
-        self.owned: dict[str, LiveRun] = {}
 
     def __enter__(self) -> SyncClient:
         return self
@@ -89,11 +79,31 @@ class SyncClient:
         tags: Iterable[str] = (),
         idempotency_key: str | None = None,
     ) -> FlowRun:
-        """Create a run that nobody owns yet, PENDING or SCHEDULED (now unless `state` says otherwise)."""
-        run = self.new_flow_run(flow, name=name, tags=tags, idempotency_key=idempotency_key)
-        live = self.start(run, flow, parameters or {}, state or Scheduled(), own=False)
-        self.store.close(live.run_id)
-        return live.flow_run
+        """Create a run that nobody owns yet, PENDING or SCHEDULED (now unless `state` says otherwise). A SCHEDULED one
+        is put into the queue, for whoever serves the flow; make it PENDING to run it yourself with ``run_flow``.
+
+        A second call with the same `idempotency_key`, in whatever process, gives the run that the first one made."""
+        run = self.new_flow_run(
+            flow, name=name, tags=tags, id=_id_under(idempotency_key, flow.name), idempotency_key=idempotency_key
+        )
+        return self._create(run, parameters or {}, state, flow.bound_names)
+
+    def _create(
+        self, flow_run: FlowRun, parameters: dict[str, Any], state: State[Any] | None, bound: Iterable[str] = ()
+    ) -> FlowRun:
+        """Record a run that nobody owns, then put it into the queue. Dying in between leaves a run that nobody looks
+        for until it is created again under its key, or a server looks through the home."""
+        run_id = flow_run.text
+        try:
+            created = self.start(flow_run, None, parameters, state or Scheduled(), own=False, bound=bound).flow_run
+        except Conflict:
+            if flow_run.idempotency_key is None:
+                raise
+            created = self.read_flow_run(run_id)
+        if created.state is not None and created.state.is_scheduled():
+            self.store.queue.put(run_id)
+        self.store.close(run_id)
+        return created
 
     def new_flow_run(self, flow: Flow[Any, Any], *, name: str | None = None, **fields: Any) -> FlowRun:
         """A flow run object with a fresh id, not recorded yet."""
@@ -110,12 +120,20 @@ class SyncClient:
         )
 
     def start(
-        self, flow_run: FlowRun, flow: Flow[Any, Any], parameters: dict[str, Any], state: State[Any], *, own: bool
+        self,
+        flow_run: FlowRun,
+        flow: Flow[Any, Any] | None,
+        parameters: dict[str, Any],
+        state: State[Any],
+        *,
+        own: bool,
+        bound: Iterable[str] = (),
     ) -> LiveRun:
         """Append the first line of a run: header, the owner's claim if `own`, first state. Precedes all else;
         dying before it, nothing happened; dying after it, the run can be found and taken over."""
         run_id = str(flow_run.id)
-        stored = {name: value for name, value in parameters.items() if name not in flow.bound_names}
+        bound = bound if flow is None else flow.bound_names
+        stored = {name: value for name, value in parameters.items() if name not in bound}
         header: dict[str, Any] = {"k": "run", "format": FORMAT, "version": FORMAT_VERSION}
         header.update(reader=FORMAT_VERSION, writer=FORMAT_VERSION, id=run_id, nonce=os.urandom(16).hex())
         header.update(name=flow_run.name, flow=flow_run.flow_name)
@@ -128,12 +146,13 @@ class SyncClient:
             "parent_flow": flow_run.parent_flow_run_id and str(flow_run.parent_flow_run_id),
             "root": None if flow_run.root_flow_run_id == flow_run.id else str(flow_run.root_flow_run_id),
             "key": flow_run.idempotency_key,
+            "deployment": flow_run.deployment_id and str(flow_run.deployment_id),
             "cwd": _working_folder(),
         }
         header.update({key: value for key, value in optional.items() if value is not None})
         # a subflow is run again by its parent, which has what it was given: futures, for example
         warn_of = None if flow_run.parent_flow_run_id is not None else "parameters"
-        header["parameters"] = keep(stored, run_id, self.store, flow.name, warn_of)
+        header["parameters"] = keep(stored, run_id, self.store, flow_run.flow_name, warn_of)
         if header["parameters"] is None or "json" not in header["parameters"]:
             header["shown"] = {name: _shown_value(value) for name, value in stored.items()}
         bodies = [header]
@@ -150,6 +169,57 @@ class SyncClient:
             raise
         run = Run(run_id, self.store)
         return self._adopt(run, token, [Record(run_id, 0, epoch, now, body["k"], body) for body in bodies])
+
+    def create_deployment(
+        self,
+        flow: Flow[Any, Any] | str,
+        name: str,
+        parameters: dict[str, Any] | None = None,
+        *,
+        tags: Iterable[str] = (),
+        description: str | None = None,
+        version: str | None = None,
+    ) -> UUID:
+        """Record what runs of a flow, or of what ``path.py:flow`` or ``module:flow`` names, are made from; gives the
+        id. One of the same flow and name is replaced; runs that were made from it stay as they are.
+
+        `parameters` are what its runs are given unless they are given something else, `tags` what they are tagged
+        with. InvalidNameError, ParameterBindError, MissingFlowError or SerializationError (parameters are kept as
+        JSON) before anything is written."""
+        from .deployments import put_deployment  # few programs deploy
+
+        return put_deployment(self.store.deployments, flow, name, parameters, tags, description, version)
+
+    def delete_deployment(self, deployment_id: UUID | str) -> None:
+        """Delete a deployment; its runs stay. ObjectNotFound when there is none."""
+        self.store.deployments.remove(str(self.read_deployment(deployment_id).id))
+
+    def create_flow_run_from_deployment(
+        self,
+        deployment_id: UUID | str,
+        *,
+        parameters: dict[str, Any] | None = None,
+        state: State[Any] | None = None,
+        name: str | None = None,
+        tags: Iterable[str] = (),
+        idempotency_key: str | None = None,
+    ) -> FlowRun:
+        """Create a run of a deployed flow for whoever serves it, as :meth:`create_flow_run` does; the code is not
+        loaded. `deployment_id` is anything that :meth:`read_deployment` takes. ParameterBindError, before anything is
+        recorded, when the flow does not take `parameters`."""
+        deployment = self.read_deployment(deployment_id)
+        run = FlowRun(
+            _id_under(idempotency_key, deployment.flow_name) or new_run_id(),
+            name or random_name(),
+            flow_name=deployment.flow_name,
+            flow_version=deployment.version,
+            tags={*deployment.tags, *tags},
+            entrypoint=deployment.entrypoint,
+            empirical_policy=deployment.retries,
+            idempotency_key=idempotency_key,
+            deployment_id=deployment.id,
+        )
+        return self._create(run, deployment.bound(parameters or {}), state)
 
     def create_task_run(
         self,
@@ -258,160 +328,21 @@ class SyncClient:
         return live
 
     def let_go(self, live: LiveRun) -> None:
-        """Release a run that this process owns."""
+        """Release a run that this process owns. One that came from the queue and is not to be claimed any more leaves
+        it; dying before that, the entry leads to a run that has ended, and whoever looks at it removes it."""
         self.owned.pop(live.run_id, None)
         live.release()
+        state = live.run.flow_run.state
+        if live.run.was_queued and state is not None and (state.is_final() or state.is_suspended()):
+            try:
+                self.dequeue(live.run_id)
+            except StorageError:  # an entry that stands too long does no harm
+                pass
 
     def abandon(self, live: LiveRun) -> None:
         """Forget a run that this process owns, without an append."""
         self.owned.pop(live.run_id, None)
         live.abandon()
-
-    # --------------------------------------------------------------------------------------------- reading
-
-    def fold(self, run_id: str) -> Run:
-        """The whole log of a run, folded. Raises what is wrong with it."""
-        run, problem = self.fold_what_is_readable(run_id)
-        if problem is not None:
-            raise problem
-        return run
-
-    def fold_what_is_readable(self, run_id: str) -> tuple[Run, MicroflowException | None]:
-        """The log of a run up to what is wrong with it, and what that is."""
-        reading = self.store.read(run_id)
-        run = Run(run_id, self.store)
-        run.fold(reading.records)
-        run.position = reading.position
-        return run, reading.problem
-
-    def find_run_id(self, text: str) -> str:
-        """The id that `text` is, or is the unique beginning of."""
-        found = self.store.find(str(text).lower()) if text else []
-        if not found:
-            raise ObjectNotFound(f"no flow run has an id that begins with {text!r} in {self.store.location}")
-        if len(found) > 1:
-            raise AmbiguousRunId(f"{text!r} fits {len(found)} flow runs: {', '.join(found[:5])}; give more of the id")
-        return found[0]
-
-    def is_alive(self, run: Run) -> bool:
-        """Whether the process that owns the run lives."""
-        if run.owner is None:
-            return False
-        if any(live.token == run.owner for live in list(self.owned.values())):
-            return run.run_id in self.owned  # a token is the process's: this one knows which runs it still works on
-        return self.store.is_alive(run.owner)
-
-    def _seen(self, run: Run) -> FlowRun:
-        flow_run = run.flow_run
-        if run.is_task:
-            raise ObjectNotFound(f"{run.run_id} is a deferred task run, not a flow run")
-        flow_run.state = run.seen(self.is_alive(run))
-        return flow_run
-
-    def read_flow_run(self, flow_run_id: UUID | str) -> FlowRun:
-        """A flow run as it is now."""
-        return self._seen(self.fold(str(flow_run_id)))
-
-    def read_flow_run_states(self, flow_run_id: UUID | str) -> list[State[Any]]:
-        """Every recorded state of a flow run, in order."""
-        return self.fold(str(flow_run_id)).states
-
-    def read_flow_runs(
-        self,
-        *,
-        ids: Iterable[UUID | str] | None = None,
-        names: Iterable[str] | None = None,
-        flow_names: Iterable[str] | None = None,
-        state_types: Iterable[StateType | str] | None = None,
-        state_names: Iterable[str] | None = None,
-        tags: Iterable[str] | None = None,
-        limit: int | None = None,
-        offset: int = 0,
-        sort: str = "expected_start_time",
-    ) -> list[FlowRun]:
-        """The flow runs that fit every filter given; `tags` must all be there. Runs whose log cannot be
-        read are left out."""
-        wanted = [str(run_id) for run_id in ids] if ids is not None else self.store.list()
-        runs = []
-        for run_id in wanted:
-            try:
-                runs.append(self._seen(self.fold(run_id)))
-            except MicroflowException:
-                continue
-        fits = _filter(names, state_types, state_names, tags)
-        names_of_flows = None if flow_names is None else set(flow_names)
-        kept = [run for run in runs if fits(run) and (names_of_flows is None or run.flow_name in names_of_flows)]
-        kept.sort(key=sort_key(sort))
-        return kept[offset:][:limit]
-
-    def read_task_run(self, task_run_id: UUID | str, *, flow_run_id: UUID | str | None = None) -> TaskRun:
-        """A task run as it is now. Without `flow_run_id` every log may have to be read."""
-        key = UUID(str(task_run_id))
-        here = self.tasks.find(key)
-        if here is not None:
-            return copy.copy(here)
-        for run in self.logs_of(key, flow_run_id):
-            return run.seen_task(str(key), run.seen(self.is_alive(run)))
-        raise ObjectNotFound(f"no task run has the id {task_run_id} in {self.store.location}")
-
-    def read_task_run_states(
-        self, task_run_id: UUID | str, *, flow_run_id: UUID | str | None = None
-    ) -> list[State[Any]]:
-        """Every recorded state of a task run, in order."""
-        key = UUID(str(task_run_id))
-        if self.tasks.find(key) is not None:
-            return self.tasks.states(key)
-        for run in self.logs_of(key, flow_run_id):
-            return run.task_states(str(key), rolled_back=True)
-        raise ObjectNotFound(f"no task run has the id {task_run_id} in {self.store.location}")
-
-    def logs_of(self, task_run_id: UUID, flow_run_id: UUID | str | None) -> Iterable[Run]:
-        """The logs that hold a task run, most likely ones first; without `flow_run_id` every log may be read."""
-        first = [run_id for run_id, live in list(self.owned.items()) if task_run_id in live.live]
-        if flow_run_id is None:
-            try:  # a deferred run has a log of its own
-                yield self.fold_what_is_readable(str(task_run_id))[0]
-            except ObjectNotFound:
-                pass
-        candidates = [str(flow_run_id)] if flow_run_id is not None else [*first, *reversed(self.store.list())]
-        for run_id in candidates:
-            run, _ = self.fold_what_is_readable(run_id)
-            if str(task_run_id) in run.tasks:
-                yield run
-
-    def read_task_run_parameters(self, task_run_id: UUID | str) -> dict[str, Any]:
-        """What a deferred task run was given: ``parameters``, ``wait_for`` and ``context``, those of them that there
-        are. ObjectNotFound when it is no deferred run, SerializationError when a value cannot be made again here."""
-        return carried_by(self.fold(str(task_run_id)))
-
-    def read_task_runs(
-        self,
-        *,
-        flow_run_id: UUID | str,
-        names: Iterable[str] | None = None,
-        state_types: Iterable[StateType | str] | None = None,
-        state_names: Iterable[str] | None = None,
-        tags: Iterable[str] | None = None,
-        limit: int | None = None,
-        offset: int = 0,
-    ) -> list[TaskRun]:
-        """The task runs of one flow run that fit every filter given, in the order of their creation."""
-        run = self.fold(str(flow_run_id))
-        flow_state = run.seen(self.is_alive(run))
-        found = (run.seen_task(task_id, flow_state) for task_id in run.tasks)
-        fits = _filter(names, state_types, state_names, tags)
-        return [task for task in found if fits(task)][offset:][:limit]
-
-    def read_asset_events(
-        self,
-        *,
-        flow_run_id: UUID | str | None = None,
-        task_run_id: UUID | str | None = None,
-        asset_key: str | None = None,
-    ) -> list[AssetEvent]:
-        """What happened to assets, in the order in which it was recorded: in one flow run, by one task run, to one
-        asset, or all of these. Without `flow_run_id` the logs of all runs are read."""
-        return read_asset_events(self, flow_run_id, task_run_id, asset_key)
 
     # --------------------------------------------------------------------------------------------- writing
 
@@ -431,13 +362,29 @@ class SyncClient:
             if live.run_id not in self.owned:  # it may be run here by now
                 self.store.close(live.run_id)
 
-    def resume_flow_run(self, flow_run_id: UUID | str, run_input: dict[str, Any] | None = None) -> None:
-        """Let a paused run go on, with what it asked for; a suspended one can be run again then. Exactly one of any
-        number of concurrent calls succeeds. See ``flow_runs.resume_flow_run``."""
+    def resume_flow_run(
+        self, flow_run_id: UUID | str, run_input: dict[str, Any] | None = None, *, queue: bool = True
+    ) -> None:
+        """Let a paused run go on, with what it asked for; a suspended one can be run again then, by whoever serves its
+        flow, unless `queue` is False: then the caller is going to. Exactly one of any number of concurrent calls
+        succeeds. See ``flow_runs.resume_flow_run``."""
         if run_input is not None and not isinstance(run_input, dict):
             raise TypeError(f"run_input must be a dict, got {type(run_input).__name__}")
         with self.addressed(flow_run_id) as live:
-            resume(live, self._works, lambda paused: answer_records(live.run, paused, run_input), why_not_restartable)
+            answers = partial(answer_records, live.run, run_input=run_input)
+            answer = resume(live, self._works, answers, why_not_restartable)
+        if queue and answer.state is not None and answer.state.is_resuming():
+            self.store.queue.put(live.run_id)
+
+    def dequeue(self, run_id: str) -> None:
+        """Take a run out of the queue that has ended, or is suspended. One that was resumed meanwhile is put back:
+        who resumes appends first, so either its entry comes after this, or its Resuming is seen here."""
+        if self.store.queue.take(run_id):
+            state = self.fold(run_id).flow_run.state
+            if state is not None and state.is_resuming():
+                self.store.queue.put(run_id)
+            if run_id not in self.owned:
+                self.store.close(run_id)
 
     def suspend_flow_run(self, flow_run_id: UUID | str, state: State[Any], inputs: Iterable[Any] = ()) -> None:
         """Ask a running run to leave at the next boundary: propose `state`, a Suspended, beside `inputs`, what it asks.
@@ -456,8 +403,10 @@ class SyncClient:
         a wait of ours, the end of the body; what no process runs is CANCELLED at once."""
         with self.addressed(flow_run_id) as live:
             state = cancel(live, self._works).state
-            assert state is not None, "a run has a state from its first line"
-            return state
+        assert state is not None, "a run has a state from its first line"
+        if state.is_final():
+            self.store.queue.take(live.run_id)
+        return state
 
     def _works(self, live: LiveRun) -> bool:
         return self.is_alive(live.run)
@@ -484,29 +433,15 @@ class SyncClient:
         self.store.queue.take(run.run_id)
 
 
-def _filter(
-    names: Iterable[str] | None,
-    state_types: Iterable[StateType | str] | None,
-    state_names: Iterable[str] | None,
-    tags: Iterable[str] | None,
-) -> Callable[[FlowRun | TaskRun], bool]:
-    """Whether a run fits. Each filter is read once: it may be an iterator."""
-    wanted: dict[str, set[Any]] = {}
-    if names is not None:
-        wanted["name"] = set(names)
-    if state_types is not None:
-        wanted["state_type"] = {StateType(kind) for kind in state_types}
-    if state_names is not None:
-        wanted["state_name"] = set(state_names)
-    all_of = set(tags or ())
-    return lambda run: all_of <= run.tags and all(getattr(run, field) in values for field, values in wanted.items())
-
-
 def _shown_value(value: Any) -> Any:
     """A parameter for people, beside one that is kept elsewhere: short, since it stands in the header."""
     form = plain(value)
     length = len(json.dumps(form))
     return form if length <= 1000 else f"<{type(value).__name__}, {length:,} characters of JSON>"
+
+
+def _id_under(key: str | None, flow_name: str) -> UUID | None:
+    return None if key is None else id_of_key(flow_name, key)
 
 
 def _working_folder() -> str | None:

@@ -30,11 +30,11 @@ from __future__ import annotations
 
 import json
 import threading
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ..client.fold import shown
+from ..client.objects import id_of_key
 from ..client.orchestration import current_client
 from ..exceptions import (
     Abort,
@@ -163,7 +163,7 @@ class _Invocation:
         parameters = flow.bind((), given)
         if flow.should_validate_parameters:
             parameters = flow.validate_parameters(parameters)
-        run_id = None if key is None else _id_of_key(flow.name, key)
+        run_id = None if key is None else _run_of_key(flow.name, key)
         run = client.new_flow_run(flow, id=run_id, idempotency_key=key)
         try:
             live = client.start(run, flow, parameters, Pending(), own=True)
@@ -184,7 +184,7 @@ class _Invocation:
         state = client.fold(run_id).flow_run.state
         if state is not None and state.is_paused() and (resume or _ran_out_of_time(state)):
             try:
-                client.resume_flow_run(run_id, given)
+                client.resume_flow_run(run_id, given, queue=False)
             except NotPausedError:  # another environment was quicker, and runs it now
                 return self._report(run_id)
         elif state is not None and (state.is_paused() or state.is_final()):
@@ -264,12 +264,11 @@ def _hops(envelope: dict[str, Any]) -> int:
     return hops
 
 
-def _id_of_key(flow_name: str, key: str) -> UUID:
-    """The id of the run that a key names: the same in every execution environment (RFC 9562, version 8)."""
+def _run_of_key(flow_name: str, key: str) -> UUID:
+    """The id of the run that a key names, the same in every execution environment."""
     if not isinstance(key, str):
         raise InvalidEvent(f"the key of a start must be a text, got {key!r}")
-    bits = int.from_bytes(blake2b(f"{flow_name}\0{key}".encode(), digest_size=16).digest(), "big")
-    return UUID(int=bits & ~(0xF << 76) & ~(0x3 << 62) | 8 << 76 | 2 << 62)
+    return id_of_key(flow_name, key)
 
 
 def _status(state: State[Any] | None) -> str:

@@ -360,13 +360,15 @@ class BoundedShape(Shape):
                     raise refuse(f"{words} {bound!r}, got {taken!r}")
             except TypeError:  # the bound is of another type than the value: whatever it means, it is not ours
                 continue
+            except ArithmeticError:  # a NaN, or a multiple of 0
+                raise refuse(f"{words} {bound!r}, got {taken!r}") from None
         return taken
 
     def exact(self, value: Any) -> bool:
         """Within the bounds too."""
         try:
             return self.inner.exact(value) and all(_BOUNDS[name][1](value, bound) for name, bound in self.bounds)
-        except TypeError:
+        except (TypeError, ArithmeticError):
             return False
 
     def schema(self, book: SchemaBook) -> dict[str, Any]:

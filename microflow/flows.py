@@ -195,7 +195,7 @@ class Flow(Definition, Generic[P, R_co]):
 
         ParameterTypeError, with every problem of every parameter. Futures must have been resolved before."""
         known = self._checks
-        settled = known and (known[-1].complete or len(known) == _READINGS)
+        settled = known and (known[-1].complete or len(known) >= _READINGS)
         checks = known[-1] if settled else self._read_annotations()
         return parameters if checks is None else checks.take(parameters)
 

@@ -316,6 +316,8 @@ def test_metadata_bound_a_value_where_they_are_understood():
     assert json_schema(short)["maxItems"] == 2
     grouped = Annotated[float, bound(metadata=[bound(ge=1), bound(multiple_of=2)])]
     assert problems(grouped, 3) == {"": "must be a multiple of 2, got 3.0"}
+    assert "got Decimal('NaN')" in problems(Annotated[Decimal, bound(gt=1)], Decimal("NaN"))[""]
+    assert problems(Annotated[int, bound(multiple_of=0)], 1) == {"": "must be a multiple of 0, got 1"}
 
 
 def test_a_class_whose_field_cannot_be_resolved_takes_anything_there():

@@ -161,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = add("serve", serve_command, words)
     serve.add_argument("targets", metavar="TARGET", nargs="+", help="path.py:task or module:task")
     serve.add_argument("--limit", type=_limit, default=10, metavar="N", help="how many run at a time (10), or none")
+    serve.add_argument("--status-port", type=int, metavar="PORT", help="answer GET /status on this port")
     gc = add("gc", gc_command, "delete flow runs that ended long ago")
     gc.add_argument("--older-than", required=True, metavar="AGE", help="for example 30d, 12h, 90m")
     vendor = add("vendor", vendor_command, "copy this package into another program, or check a copy")
@@ -261,7 +262,7 @@ def serve_command(options: argparse.Namespace, client: SyncClient) -> int:
     for target, task in zip(options.targets, tasks, strict=True):
         if not isinstance(task, Task):
             raise UsageError(f"{target} is a {type(task).__name__}, no task")
-    serve(*tasks, limit=options.limit, _sync=True)
+    serve(*tasks, limit=options.limit, status_server_port=options.status_port, _sync=True)
     return COMPLETED
 
 

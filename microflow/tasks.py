@@ -363,17 +363,21 @@ class Task(Definition, Generic[P, R_co]):
         )
         return DistributedFuture(recorded.id)
 
-    def serve(self, *, limit: int | None = 10, timeout: float | None = None) -> Any:
+    def serve(
+        self, *, limit: int | None = 10, status_server_port: int | None = None, timeout: float | None = None
+    ) -> Any:
         """Take and run deferred runs of this task; see :func:`~microflow.worker.serve`."""
         from .worker import serve  # only workers load it
 
-        return serve(self, limit=limit, timeout=timeout)
+        return serve(self, limit=limit, status_server_port=status_server_port, timeout=timeout)
 
-    async def aserve(self, *, limit: int | None = 10, timeout: float | None = None) -> None:
+    async def aserve(
+        self, *, limit: int | None = 10, status_server_port: int | None = None, timeout: float | None = None
+    ) -> None:
         """The coroutine form of :meth:`serve`."""
         from .worker import aserve  # only workers load it
 
-        await aserve(self, limit=limit, timeout=timeout)
+        await aserve(self, limit=limit, status_server_port=status_server_port, timeout=timeout)
 
     async def create_run(
         self,

@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +47,7 @@ from .task_runs import has_ended
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
+    from contextlib import AbstractContextManager
     from datetime import datetime
     from types import FrameType, TracebackType
     from uuid import UUID
@@ -285,6 +286,26 @@ class TaskWorker:
         used = self.current_tasks
         return None if self.limit is None or used is None else max(0, self.limit - used)
 
+    def status(self) -> dict[str, Any]:
+        """What the worker does now, as plain JSON."""
+        with self._lock:
+            in_flight = {
+                key: {str(run_id): began.isoformat() for run_id, began in runs.items()}
+                for key, runs in self.in_flight_task_runs.items()
+            }
+            finished = dict(self.finished_task_runs)
+        return {
+            "client_id": self.client_id,
+            "started_at": self.started_at and self.started_at.isoformat(),
+            "stopping": self.stopping,
+            "limit": self.limit,
+            "current": self.current_tasks,
+            "available": self.available_tasks,
+            "tasks": sorted(task.task_key for task in self.tasks),
+            "finished": finished,
+            "in_flight": in_flight,
+        }
+
     # ----------------------------------------------------------------------------------------------- serving
 
     def start(self, timeout: float | None = None) -> None:
@@ -456,33 +477,46 @@ def _give_up(live: LiveRun) -> State[Any]:
 def serve(
     *tasks: Task[Any, Any],
     limit: int | None = 10,
+    status_server_port: int | None = None,
     timeout: float | None = None,
     _sync: bool | None = None,
 ) -> Awaitable[None] | None:
     """Take and run deferred runs of `tasks`, at most `limit` at a time, until SIGTERM or Ctrl-C, or for `timeout`
-    seconds; what runs then is finished, the rest is left for others. In async code a coroutine."""
+    seconds; what runs then is finished, the rest is left for others. In async code a coroutine.
+
+    With `status_server_port`, ``GET http://127.0.0.1:<port>/status`` says what the worker does."""
     worker = TaskWorker(*tasks, limit=limit)
     if choose_async(_sync):
-        return _serve_async(worker, timeout)
-    _serve(worker, timeout)
+        return _serve_async(worker, status_server_port, timeout)
+    _serve(worker, status_server_port, timeout)
     return None
 
 
-async def aserve(*tasks: Task[Any, Any], limit: int | None = 10, timeout: float | None = None) -> None:
+async def aserve(
+    *tasks: Task[Any, Any], limit: int | None = 10, status_server_port: int | None = None, timeout: float | None = None
+) -> None:
     """The coroutine form of :func:`serve`."""
-    await _serve_async(TaskWorker(*tasks, limit=limit), timeout)
+    await _serve_async(TaskWorker(*tasks, limit=limit), status_server_port, timeout)
 
 
-def _serve(worker: TaskWorker, timeout: float | None) -> None:
+def _watched(worker: TaskWorker, port: int | None) -> AbstractContextManager[Any]:
+    if port is None:
+        return nullcontext()
+    from ._worker_status import StatusServer  # loads a web server: only for workers that are watched
+
+    return StatusServer(worker, port)
+
+
+def _serve(worker: TaskWorker, port: int | None, timeout: float | None) -> None:
     names = ", ".join(repr(task.name) for task in worker.tasks)
     get_logger("worker").info("worker %s serves %s", worker.client_id, names)
-    with _stopped_by_signals(worker):
+    with _watched(worker, port), _stopped_by_signals(worker):
         worker.start(timeout)
     get_logger("worker").info("worker %s has stopped", worker.client_id)
 
 
-async def _serve_async(worker: TaskWorker, timeout: float | None) -> None:
-    with _stopped_by_signals(worker):
+async def _serve_async(worker: TaskWorker, port: int | None, timeout: float | None) -> None:
+    with _watched(worker, port), _stopped_by_signals(worker):
         try:
             await AsyncioWaits().block(worker.start, timeout)
         finally:

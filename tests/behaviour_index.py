@@ -30,7 +30,7 @@ DIFFERENT: dict[str, dict[int, str]] = {
 #: area -> number -> what is left for later, in a few words
 LATER: dict[str, dict[int, str]] = {
     "task_engine": {110: "limits by tag"},
-    "futures_runners": {95: "keys and caches of results in workers"},
+    "futures_runners": {},
     "flows": {},
 }
 

@@ -128,6 +128,7 @@ FLOORS: dict[str, float] = {
     "_submitting": 6.9,
     "task_runners": 7,
     "_candidates": 6.5,
+    "_worker_status": 6.5,
     "worker": 7,
     "tasks": 8,
     "flows": 8,

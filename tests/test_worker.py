@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 import statistics
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -21,6 +24,8 @@ import pytest
 
 import microflow
 from microflow import allow_failure, flow, tags, task
+from microflow._worker_status import StatusServer
+from microflow.cache_policies import INPUTS
 from microflow.calls import deferred_call
 from microflow.client.orchestration import current_client
 from microflow.context import describe_context
@@ -190,6 +195,28 @@ class TestRuns:
         assert called[3:] == ["ran", "ran", "failed"]
         run = current_client().read_task_run(good.task_run_id)
         assert (run.name, run.tags) == ("try 7", {"own", "outer"})
+
+    @pins("futures_runners", 95)
+    def test_keys_and_caches_are_those_of_the_task(self, home, tmp_path):
+        called: list[int] = []
+
+        @task(cache_policy=INPUTS, result_storage=tmp_path / "cached")
+        def cached(x):
+            called.append(x)
+            return x
+
+        @task(result_storage=tmp_path / "keyed", result_storage_key="of-{parameters[x]}")
+        def keyed(x):
+            return x
+
+        with TaskWorker(cached, keyed):
+            futures = []
+            for _ in range(2):
+                futures.append(cached.delay(1))
+                assert futures[-1].result(timeout=PATIENCE) == 1
+            assert keyed.delay(7).result(timeout=PATIENCE) == 7
+        assert (called, [each.state.name for each in futures]) == ([1], ["Completed", "Cached"])
+        assert [path.name for path in (tmp_path / "keyed").rglob("of-*")] == ["of-7"]
 
     @pins("futures_runners", 65)
     def test_tags_of_the_place_are_seen_inside(self, home):
@@ -369,6 +396,23 @@ class TestServe:
                 await other.astop()
 
         asyncio.run(as_context())
+
+    def test_a_worker_that_is_watched_says_what_it_does(self, home, tmp_path):
+        future = served.when_told.delay(str(tmp_path), "a")
+        with TaskWorker(served.when_told, served.add, limit=2) as worker, StatusServer(worker, 0) as server:
+            assert wait_until((tmp_path / "a.begun").exists)
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/status") as answer:
+                said = json.load(answer)
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://127.0.0.1:{server.port}/other")
+            (tmp_path / "a.go").touch()
+            future.wait(PATIENCE)
+        key = served.when_told.task_key
+        assert list(said["in_flight"][key]) == [str(future.task_run_id)]
+        assert (said["limit"], said["current"], said["available"], said["stopping"]) == (2, 1, 1, False)
+        assert said["tasks"] == sorted([key, served.add.task_key])
+        assert said["client_id"] == worker.client_id
+        assert serve(served.add, status_server_port=0, timeout=0.01) is None
 
     def test_one_run_can_be_given_to_a_worker(self, home):
         future = scheduled(served.add, {"x": 1, "y": 1}, datetime.now(timezone.utc) + timedelta(hours=1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that hands things to its caller while it goes on: how a generator flow yields.
+"""A run that hands things to its caller while it goes on: how generator flows and tasks yield.
 
 Goal: the life of a run stays one coroutine, whether its body returns once or yields many times.
 
@@ -82,7 +82,8 @@ def handed_over(begin: Callable[[], Coroutine[Any, Any, None]], outcome: Callabl
             try:
                 given = yield thing.value
             except GeneratorExit:
-                _step(context, coroutine.throw, Closed())
+                if _step(context, coroutine.throw, Closed()) is _ENDED:
+                    outcome()  # raises what the body raised while it was closed
                 raise
             except BaseException as thrown:  # the body's matter
                 thing = _step(context, coroutine.throw, thrown)
@@ -100,7 +101,7 @@ async def handed_over_async(
     context = copy_context()
     coroutine = context.run(begin)
     thing = _step(context, coroutine.send, None)
-    closing: GeneratorExit | None = None
+    closing: BaseException | None = None
     try:
         while thing is not _ENDED:
             given: Any = None
@@ -110,13 +111,18 @@ async def handed_over_async(
                 else:
                     given = await _Passing(thing)
             except BaseException as thrown:  # the body's matter
-                if isinstance(thrown, GeneratorExit):
+                if isinstance(thing, _Item) and _ends_the_consumer(thrown):
                     closing, thrown = thrown, Closed()
                 thing = _step(context, coroutine.throw, thrown)
             else:
                 thing = _step(context, coroutine.send, given)
     finally:
         coroutine.close()
+    outcome()
     if closing is not None:
         raise closing
-    outcome()
+
+
+def _ends_the_consumer(thrown: BaseException) -> bool:
+    """Whether nobody is there any more to consume: closing, and the cancellation of that when the loop itself ends."""
+    return isinstance(thrown, GeneratorExit) or type(thrown).__name__ == "CancelledError"

@@ -18,59 +18,59 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._boundary import check_boundary
-from ._streams import CLOSE
-from ._waits import entered, settle
-from .states import StateType
+from ._handing_over import Closed, hand_over
+from ._waits import settle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from uuid import UUID
-
     from ._task_lifecycle import BaseTaskRunEngine
     from ._waits import Outcome
-    from .client.objects import TaskRunInput
 
 
-async def items(
-    engine: BaseTaskRunEngine[Any],
-    task_run_id: UUID | None = None,
-    dependencies: dict[str, set[TaskRunInput]] | None = None,
-) -> AsyncGenerator[Any, Any]:
-    """The run of a generator task from its creation to its last hook; see ``_streams`` for what it is sent."""
-    engine._is_consumed = True
-    async with entered(engine.start(task_run_id, dependencies)), entered(engine._links()):
-        while engine.is_running():
-            if engine.state.type is StateType.SCHEDULED:
-                await settle(engine.wait_until_ready())
-            if engine.is_cancelled() and await engine._cancel():
-                break
-            async with (
-                entered(engine._assets_if_any()),
-                entered(engine.run_context()),
-                entered(engine._transaction_if_any()) as transaction,
-            ):
-                generator = (await _begin(engine)).unwrap()
-                value, is_closed = None, False
-                while not is_closed:
-                    outcome = await engine.waits.call(_step, generator, engine.task.isasync)
-                    if isinstance(outcome.error, (StopIteration, StopAsyncIteration)):
-                        value = getattr(outcome.error, "value", None)
-                        break
-                    (item,) = outcome.unwrap()
-                    engine._yielded(item)
-                    try:
-                        is_closed = (yield item) is CLOSE
-                    except BaseException:  # thrown by the consumer: the generator is not to go on, and ends now
-                        await _close(engine, generator)
-                        raise
-                    engine._taken_up()
-                    if is_closed:
-                        (await _close(engine, generator)).unwrap()
-                engine._stop_the_clock()
-                await settle(engine.handle_success(value, transaction))
-                if is_closed and transaction is not None:
-                    transaction.spares_parent = True
-                    await settle(transaction.rollback())
+async def consume(engine: BaseTaskRunEngine[Any], transaction: Any) -> None:
+    """One attempt: hand over what the generator yields, one by one, and record its end."""
+    generator = (await _begin(engine)).unwrap()
+    context = engine._call.flow_context if engine._call is not None else None
+    try:
+        value, is_closed = await _hand_over_all(engine, generator)
+    finally:
+        if context is not None and engine.task_run is not None:
+            context.links.ended(engine.task_run.id)
+    engine._stop_the_clock()
+    await settle(engine.handle_success(value, transaction))
+    if is_closed and transaction is not None:
+        transaction.spares_parent = True
+        await settle(transaction.rollback())
+
+
+async def _hand_over_all(engine: BaseTaskRunEngine[Any], generator: Any) -> tuple[Any, bool]:
+    """The generator's return value, and whether the consumer wanted no more."""
+    while True:
+        outcome = await engine.waits.call(_step, generator, engine.task.isasync)
+        if isinstance(outcome.error, (StopIteration, StopAsyncIteration)):
+            return getattr(outcome.error, "value", None), False
+        (item,) = outcome.unwrap()
+        _yielded(engine, item)
+        try:
+            await hand_over(item)
+        except Closed:
+            (await _close(engine, generator)).unwrap()
+            return None, True
+        except BaseException:  # thrown by the consumer: the generator is not to go on, and ends now
+            await _close(engine, generator)
+            raise
+        engine._taken_up()
+
+
+def _yielded(engine: BaseTaskRunEngine[Any], item: Any) -> None:
+    """The consumer gets an item, unless the flow run was asked to stop: a yield is a boundary. While the consumer has
+    it, the time limit goes on and interrupts nothing, and the run is a parent of what is called with the item."""
+    context = engine._call.flow_context if engine._call is not None else None
+    if context is not None and engine.task_run is not None:
+        context.live.refresh()
+        check_boundary(context)
+        context.links.add_yielded(item, engine.task_run.id)
+    if engine._limit is not None:
+        engine._limit.suspend()
 
 
 async def _begin(engine: BaseTaskRunEngine[Any]) -> Outcome[Any]:
@@ -89,11 +89,3 @@ def _step(generator: Any, isasync: bool) -> Any:
         return (await generator.__anext__(),)
 
     return later() if isasync else (next(generator),)
-
-
-def check_suspension(engine: BaseTaskRunEngine[Any]) -> None:
-    """A yield is a boundary: raise what ends the flow run's body, if it was asked to stop."""
-    call = engine._call
-    if call is not None and call.flow_context is not None:
-        call.flow_context.live.refresh()
-        check_boundary(call.flow_context)

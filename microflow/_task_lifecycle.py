@@ -69,12 +69,6 @@ def _collected(task: Task[Any, Any], args: Any, kwargs: dict[str, Any]) -> Any:
     return later() if task.isasync else list(task.fn(*args, **kwargs))
 
 
-@scope
-async def _nothing() -> AsyncGenerator[None, None]:
-    """The scope around an attempt that has no transaction, or no assets."""
-    yield
-
-
 class BaseTaskRunEngine(TaskTransitions[R]):
     """A task run from its creation to its last hook: the scopes, and the attempts inside of them."""
 
@@ -281,17 +275,20 @@ class BaseTaskRunEngine(TaskTransitions[R]):
 
     async def _attempt(self) -> None:
         async with entered(self.run_context()):
-            if self._takes_part():
-                async with entered(self.transaction_context()) as transaction:
+            # the public step stands here, and twice: a StopIteration of the user's must not leave a coroutine (PEP 479)
+            if not self._takes_part():
+                await self._consume(None) if self._is_consumed else await settle(self.call_task_fn(None))
+                return
+            async with entered(self.transaction_context()) as transaction:
+                if self._is_consumed:
+                    await self._consume(transaction)
+                else:
                     await settle(self.call_task_fn(transaction))
-            else:
-                await settle(self.call_task_fn(None))
 
-    def _assets_if_any(self) -> Any:
-        return self.asset_context() if self._deals_in_assets() else _nothing()
+    async def _consume(self, transaction: BaseTransaction | None) -> None:
+        from ._task_generators import consume  # only for generator tasks
 
-    def _transaction_if_any(self) -> Any:
-        return self.transaction_context() if self._takes_part() else _nothing()
+        await consume(self, transaction)
 
     def _takes_part(self) -> bool:
         """Whether anybody can tell a transaction around the attempt from none: only a program that uses them has
@@ -323,34 +320,6 @@ class BaseTaskRunEngine(TaskTransitions[R]):
 
         return compute_key(self)
 
-    # ------------------------------------------------------------------------------- generators, between items
-
-    def _yielded(self, item: Any) -> None:
-        """The consumer gets an item, unless the flow run is suspended; the limit does not interrupt the consumer."""
-        from ._task_generators import check_suspension  # only for generator tasks
-
-        check_suspension(self)
-        context = self._call.flow_context if self._call is not None else None
-        if context is not None and self.task_run is not None:
-            context.links.add_yielded(item, self.task_run.id)
-        if self._limit is not None:
-            self._limit.suspend()
-
-    @scope
-    async def _links(self) -> AsyncGenerator[None, None]:
-        """The run that yields is a parent of what is called with its items, until it ends."""
-        try:
-            yield
-        finally:
-            context = self._call.flow_context if self._call is not None else None
-            if context is not None and self.task_run is not None:
-                context.links.ended(self.task_run.id)
-
-    def _taken_up(self) -> None:
-        """The generator goes on. The consumer's time counts."""
-        if self._limit is not None and self._limit.resume():
-            raise self._too_late(None)
-
     # -------------------------------------------------------------------------------------- the time limit
 
     def _start_limit(self) -> Limit:
@@ -370,6 +339,11 @@ class BaseTaskRunEngine(TaskTransitions[R]):
     def _stop_the_clock(self) -> None:
         """The function has returned. From here on the run is ours, and no alarm may interrupt it."""
         if self._limit is not None and self._limit.close():
+            raise self._too_late(None)
+
+    def _taken_up(self) -> None:
+        """A generator goes on. Its consumer's time counts, though the consumer was not interrupted."""
+        if self._limit is not None and self._limit.resume():
             raise self._too_late(None)
 
     def _too_late(self, error: BaseException | None) -> TaskRunTimeoutError:

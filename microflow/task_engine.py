@@ -165,7 +165,8 @@ async def run_task_async(
 
 
 def _begin_items(engine: BaseTaskRunEngine[Any], return_type: str, *run: Any) -> Callable[[], Any]:
-    """What the stream of a generator task's items begins with."""
+    """The coroutine of a run whose items are consumed; made when the first is asked for."""
+    engine._is_consumed = True
 
     def begin() -> Any:
         if return_type != "result":
@@ -173,9 +174,7 @@ def _begin_items(engine: BaseTaskRunEngine[Any], return_type: str, *run: Any) ->
                 f"the items of generator task {engine.task.name!r} are its result: "
                 f"return_type {return_type!r} (return_state=True) cannot be had"
             )
-        return items(engine, *run), engine.result
-
-    from ._task_generators import items  # only for generator tasks
+        return engine._run(*run)
 
     return begin
 
@@ -192,10 +191,10 @@ def run_generator_task_sync(
 ) -> Generator[R, None, Any]:
     """Run a generator task while its items are consumed; see :func:`run_task`. The generator's return value is that of
     the function. Nothing happens, and nothing is raised, before the first item is asked for."""
-    from ._streams import stream  # only for generator tasks
+    from ._handing_over import handed_over  # only for generator tasks
 
     engine = SyncTaskRunEngine(task, parameters, task_run, wait_for=wait_for, context=context)
-    return stream(_begin_items(engine, return_type, task_run_id, dependencies))
+    return handed_over(_begin_items(engine, return_type, task_run_id, dependencies), engine.result)
 
 
 def run_generator_task_async(
@@ -209,10 +208,10 @@ def run_generator_task_async(
     context: dict[str, Any] | None = None,
 ) -> AsyncGenerator[R, None]:
     """Run an async generator task while its items are consumed; see :func:`run_generator_task_sync`."""
-    from ._streams import astream  # only for generator tasks
+    from ._handing_over import handed_over_async  # only for generator tasks
 
     engine = AsyncTaskRunEngine(task, parameters, task_run, wait_for=wait_for, context=context)
-    return astream(_begin_items(engine, return_type, task_run_id, dependencies))
+    return handed_over_async(_begin_items(engine, return_type, task_run_id, dependencies), engine.result)
 
 
 def run_task(

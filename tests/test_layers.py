@@ -40,7 +40,6 @@ FLOORS: dict[str, float] = {
     "_timeouts": 0.1,
     "_termination": 0.1,
     "_handing_over": 0.1,
-    "_streams": 0.1,
     "_containers": 0.1,
     "_deadlocks": 0.1,
     "_arguments": 0.2,

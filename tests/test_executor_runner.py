@@ -245,17 +245,21 @@ def test_a_worker_that_shares_no_disk_reports_its_outcome_states_and_logs(privat
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dask_client")  # so that the threads that Dask keeps for good are there before this test
-def test_a_dask_worker_that_dies_crashes_its_run():
-    """Dask starts a lost call again on other workers, four times in all, then gives it up."""
+@pytest.mark.parametrize(("allowed", "times"), [(None, 4), (0, 1)])
+def test_a_dask_worker_that_dies_crashes_its_run(tmp_path, allowed, times):
+    """Dask starts a lost call again on other workers, four times in all, unless its scheduler is told not to."""
+    import dask
 
     def body():
-        future = remote.exit_by_os.submit()
+        future = remote.count_and_die.submit(str(tmp_path / "deaths"))
         with pytest.raises(CrashedRun, match="KilledWorker"):
             future.result()
         return remote.add.submit(1).result()
 
-    with contextlib.contextmanager(dask_cluster)() as client:
+    told = {} if allowed is None else {"distributed.scheduler.allowed-failures": allowed}
+    with dask.config.set(told), contextlib.contextmanager(dask_cluster)() as client:
         assert in_flow(body, ExecutorTaskRunner(client.get_executor, 2)) == 2
+    assert (tmp_path / "deaths").read_text() == "x" * times
 
 
 @each(EXECUTORS)

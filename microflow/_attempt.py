@@ -8,14 +8,15 @@ the states of the run are its owner's matter, and the calls that the task makes 
 Which thread runs what: the task in the thread that called, a coroutine task on a loop of its own there, what the
 task submits in threads that have ended when the attempt has.
 
-Known hole: calls that a task makes outside of any flow run are remembered in the worker only.
+Known holes: calls that a task makes outside of any flow run are remembered in the worker only. What they stage is
+committed when the attempt has succeeded: a transaction around the task, in its owner, does not roll it back.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ._captured_logs import captured
@@ -37,6 +38,7 @@ from .serializers import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from .client.live import LiveRun
 
@@ -113,7 +115,16 @@ class _Attempt:
             if any(header["context"][part].get("log_prints") for part in ("flow_run_context", "task_run_context")):
                 effective_log_prints(True)  # the contexts say of which runs; this is what looks at them
             args, kwargs = task.parameters.call_arguments(parameters)
-            return _listed(finish(BlockingWaits().call(task.fn, *args, **kwargs)).unwrap())
+            with self._transaction():
+                return _listed(finish(BlockingWaits().call(task.fn, *args, **kwargs)).unwrap())
+
+    def _transaction(self) -> AbstractContextManager[Any]:
+        """What the calls of this attempt are committed or rolled back with, before its owner does so with its own."""
+        if not self.header["transactions"]:
+            return nullcontext()
+        from .transactions import transaction  # only for programs that have it loaded
+
+        return transaction(write_on_commit=False)
 
     def _task(self) -> Any:
         described, form = self.header["task"]

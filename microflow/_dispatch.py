@@ -12,6 +12,7 @@ and only then the attempt ends, so that a reader never finds an ended task whose
 
 from __future__ import annotations
 
+import sys
 import threading
 import uuid
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
     OnLog = Callable[[dict[str, Any]], None]
 
 R = TypeVar("R")
+
+#: the module that every program with transactions has loaded
+TRANSACTIONS = f"{__name__.rpartition('.')[0]}.transactions"
 
 #: why a worker was killed whose run was cancelled
 CANCELLED = "the run was cancelled"
@@ -172,6 +176,7 @@ class DispatchingTaskRunEngine(SyncTaskRunEngine[R]):
             "calls": self._calls_made,
             "history": {"records": records, "dropped": dropped, "files": list(files)},
             "levels": levels(),
+            "transactions": TRANSACTIONS in sys.modules,
         }
         blobs = [] if fn is None else [fn[1]]
         return join(header, [*blobs, *(data for _, data in arguments.values()), *files.values()])

@@ -20,6 +20,7 @@ from microflow.context import FlowRunContext, TaskRunContext, current_tags
 from microflow.flow_runs import pause_flow_run
 from microflow.settings import current_settings
 from microflow.states import Completed
+from microflow.transactions import get_transaction
 
 SET_BY_INITIALIZER: list[object] = []
 VARIABLE: ContextVar[str] = ContextVar("variable", default="unset")
@@ -397,3 +398,25 @@ def count_and_die(path):
     with open(path, "a") as file:
         file.write("x")
     os._exit(5)
+
+
+def _note(word, transaction):
+    with open(os.path.join(transaction.get("folder"), "hooks"), "a") as file:
+        file.write(f"{word} ")
+
+
+@task(
+    on_commit=[lambda transaction: _note("commit", transaction)],
+    on_rollback=[lambda transaction: _note("rollback", transaction)],
+)
+def with_hooks(folder):
+    transaction = get_transaction()
+    assert transaction is not None
+    transaction.set("folder", folder)
+
+
+@task
+def parent_that_fails_with_hooks(folder, fails=True):
+    with_hooks(folder)
+    if fails:
+        raise ValueError("after it")

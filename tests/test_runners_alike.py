@@ -19,6 +19,7 @@ from microflow.futures import wait
 from microflow.settings import temporary_settings
 from microflow.states import Completed
 from microflow.task_runners import Cancellation
+from microflow.transactions import get_transaction
 from tests import remote_tasks as remote
 from tests.behaviour_support import pins
 from tests.executors_support import KINDS, Kind, each
@@ -94,7 +95,8 @@ def test_retries(runner_kind, run, tmp_path):
     marks.mkdir()
     assert run(runner_kind, lambda: again.submit(str(marks), 3).result()) == 3
     assert task_states("fail_until") == [["Pending", "Running", "Retrying", "Retrying", "Completed"]]
-    assert task_states("add") == [["Pending", "Running", "Completed"]] * 3
+    undone = ["Pending", "Running", "Completed", "RolledBack"]
+    assert task_states("add") == [undone, undone, ["Pending", "Running", "Completed"]]
 
 
 @each(KINDS)
@@ -278,6 +280,18 @@ def test_hooks_of_states_and_transactions_run_in_the_owner(runner_kind, run):
     )
     assert run(runner_kind, lambda: hooked.submit(1).result()) == 2
     assert sorted(seen) == ["Completed", "Running", "commit"]
+
+
+@each(KINDS)
+def test_what_a_failed_attempt_did_is_rolled_back_where_it_was_done(runner_kind, run, tmp_path):
+    assert get_transaction() is None, "and the module is loaded: the program has transactions"
+
+    def body():
+        remote.parent_that_fails_with_hooks.submit(str(tmp_path)).wait()
+        remote.parent_that_fails_with_hooks.submit(str(tmp_path), fails=False).wait()
+
+    run(runner_kind, body)
+    assert (tmp_path / "hooks").read_text().split() == ["rollback", "commit"]
 
 
 @each(KINDS)

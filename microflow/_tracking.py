@@ -45,6 +45,8 @@ class Tracking:
         live, parent = context.live, context.flow_run.id
         inputs = {name: upstreams(value) for name, value in parameters.items()}
         task_context = TaskRunContext.get()
+        if task_context is not None and task_context.limit is not None:
+            task_context.limit.check()
         if task_context is not None and task_context.task_run.flow_run_id == parent:
             parent = task_context.task_run.id
         content = b"".join(

@@ -91,6 +91,9 @@ def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **ext
 
 # ---------------------------------------------------------------------------------------------------- prints
 
+#: frames up from here to the line that prints; before Python 3.11 those of an adapter's methods count as well
+_TO_THE_CALLER = 2 if sys.version_info >= (3, 11) else 4
+
 # guards the replacement of ``builtins.print``
 _replacing = threading.Lock()
 _real_print: Callable[..., Any] | None = None
@@ -131,8 +134,7 @@ def _print(*values: object, **options: Any) -> None:
         text = (" " if sep is None else sep).join(map(str, values)) + ("\n" if end is None else end)
         token = PRINTS_ARE_LOGGED.set(False)  # a handler may print
         try:
-            # two frames up is the line that prints
-            get_run_logger().info("%s", text.rstrip(), stacklevel=2)
+            get_run_logger().info("%s", text.rstrip(), stacklevel=_TO_THE_CALLER)
         finally:
             PRINTS_ARE_LOGGED.reset(token)
     elif _real_print is not None:

@@ -320,20 +320,29 @@ class TestWorkerThreads:
         assert "running in a worker thread" in record.getMessage()
         assert f"{PATIENCE:g} second(s)" in record.getMessage()
 
-    def test_the_result_is_there_at_once_and_later_calls_of_the_late_code_raise(self):
-        go_on, seen = threading.Event(), list[Any]()
+    @pytest.mark.parametrize("later", ["call", "submit", "subflow"])
+    def test_the_result_is_there_at_once_and_later_calls_of_the_late_code_raise(self, later):
+        go_on, gone, seen = threading.Event(), threading.Event(), list[Any]()
 
         @task
         def child():
             seen.append("child ran")
 
+        @flow
+        def subflow():
+            seen.append("subflow ran")
+
+        call: Any = {"call": child, "submit": child.submit, "subflow": subflow}[later]
+
         @task(timeout_seconds=SHORT)
         def slow(event):
             event.wait(PATIENCE)
             try:
-                child()
+                call()
             except Exception:
                 seen.append("swallowed")
+            finally:
+                gone.set()
             seen.append("went on")
 
         @flow
@@ -344,6 +353,7 @@ class TestWorkerThreads:
             assert not go_on.is_set()
             assert task_states("slow", flow_run_ids_of(future)) == [["Pending", "Running", "TimedOut"]]
             go_on.set()
+            assert gone.wait(PATIENCE)
             return "done"
 
         assert main() == "done"

@@ -51,6 +51,7 @@ __all__ = [
     "is_iterable",
     "opaque",
     "quote",
+    "read_wait_for",
     "unmapped",
     "visit_collection",
 ]
@@ -58,6 +59,14 @@ __all__ = [
 # ------------------------------------------------------------------------------------------------- binding
 
 RESERVED = frozenset({"wait_for", "return_state"})
+
+
+def read_wait_for(wait_for: Any) -> Any:
+    """`wait_for` as it stands at the call: the members of whatever can be iterated, also of what can be only once, such
+    as a generator; anything else, a future or an annotation alone, as it is."""
+    if wait_for is None or isinstance(wait_for, (BaseAnnotation, dict)) or not is_iterable(wait_for):
+        return wait_for
+    return list(wait_for)
 
 
 def check_reserved(names: Iterable[str]) -> None:

@@ -25,7 +25,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ._arguments import find
+from ._arguments import find, read_wait_for
 from ._boundary import check_boundary, is_held, released, stop_signal
 from ._definitions import hook_name
 from ._flow_outcome import FlowOutcome
@@ -106,7 +106,7 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         self.flow = flow
         self.parameters = parameters
         self.flow_run = flow_run
-        self.wait_for = wait_for
+        self.wait_for = read_wait_for(wait_for)
         self.live = live
         self.client = client or current_client()
         self._tracking: Tracking | None = None

@@ -18,7 +18,7 @@ from enum import Enum
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from ._arguments import find
+from ._arguments import find, read_wait_for
 from ._pool import LoopThread, NoThread, Pool, PoolSlot
 from ._waits import SLOT, BlockingWaits, StopSignal, finish, slot_given_back
 from .calls import Call, new_call, upstreams
@@ -82,8 +82,7 @@ class TaskRunner(ABC, Generic[F]):
         itself is waited for here. MappingMissingIterable without an iterable, MappingLengthMismatch when their
         lengths differ, both before any run is made."""
         self._check_started()
-        if wait_for is not None and not isinstance(wait_for, (list, tuple, set)) and hasattr(wait_for, "__next__"):
-            wait_for = list(wait_for)
+        wait_for = read_wait_for(wait_for)
         upstream: dict[str, set[TaskRunInput]] = {}
         resolved = {}
         for name, value in parameters.items():
@@ -344,7 +343,7 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
     ) -> list[ConcurrentFuture[Any]]:
         if self._pool is None:
             raise RuntimeError("Task runner is not started")
-        wait_for = list(wait_for) if isinstance(wait_for, (list, tuple, set)) else wait_for
+        wait_for = read_wait_for(wait_for)
         submissions = [self._submission(task, child, wait_for, dependencies) for child in children]
         new = [each.call for each in submissions if not each.call.task_run.recorded]
         if new:

@@ -23,6 +23,7 @@ import random
 import warnings
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from ._arguments import read_wait_for
 from ._definitions import hook_name
 from ._waits import Waits, now_us, settle, to_datetime, to_us
 from .client.live import Answer
@@ -90,7 +91,7 @@ class TaskTransitions(Generic[R]):
         self.parameters = parameters if parameters is not None else {}
         self.task_run = task_run
         self.retries = retries
-        self.wait_for = wait_for
+        self.wait_for = None if wait_for is None else read_wait_for(wait_for)
         self.context = context or {}
         self._call: Call | None = None
         self._pending: State[Any] | None = None

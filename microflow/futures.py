@@ -301,15 +301,20 @@ class FutureList(list[RunFuture[R]]):
         passed on as it is."""
         check_timeout(timeout)
         deadline = time.monotonic() + timeout if timeout else None
-        results: dict[int, R] = {}
+        too_late = TimeoutError(f"Timed out waiting for all futures to complete within {timeout} seconds")
+        results: dict[RunFuture[R], R] = {}
+        for future in self._arriving(timeout, too_late):
+            results[future] = future.result(raise_on_failure=raise_on_failure)
+        if deadline is not None and time.monotonic() > deadline:
+            raise too_late  # reading a result took too long
+        return [results[future] for future in self]
+
+    def _arriving(self, timeout: float | None, too_late: TimeoutError) -> Generator[RunFuture[R], None, None]:
+        # apart from the loop over it: there a task's own WaitTimeout may be raised, of a wait of the task's
         try:
-            for future in as_completed(self, timeout):
-                results[id(future)] = future.result(raise_on_failure=raise_on_failure)
-            if deadline is not None and time.monotonic() > deadline:
-                raise WaitTimeout  # reading a result took too long
+            yield from as_completed(self, timeout)
         except WaitTimeout:
-            raise TimeoutError(f"Timed out waiting for all futures to complete within {timeout} seconds") from None
-        return [results[id(future)] for future in self]
+            raise too_late from None
 
 
 # ------------------------------------------------------------------------- futures inside containers

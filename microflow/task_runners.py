@@ -303,8 +303,6 @@ class WorkerTaskRunner(TaskRunner[DistributedFuture[Any]]):
     ) -> DistributedFuture[Any]:
         """Record a run of `task` for a worker; SerializationError, before that, for what cannot be carried."""
         self._check_started()
-        if wait_for is not None and not isinstance(wait_for, (list, tuple, set, frozenset)):
-            wait_for = list(wait_for) if hasattr(wait_for, "__next__") else [wait_for]  # type: ignore[list-item]  # a bare one
         future = task.defer(parameters, wait_for, dependencies)
         get_logger("task_runners").info("task run %s of task %r waits for a worker", future.task_run_id, task.name)
         return future

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from . import _task_options as options_of
-from ._arguments import NotSet, unmapped
+from ._arguments import NotSet, read_wait_for, unmapped
 from ._definitions import Definition
 from ._task_options import TaskOptions, exponential_backoff
 from .calls import deferred_call, new_call
@@ -297,7 +297,7 @@ class Task(Definition, Generic[P, R_co]):
         for name in self.bound_names:  # the object that a method is bound to may be iterable
             parameters[name] = unmapped(parameters[name])
         if deferred:
-            wait_for = list(wait_for) if wait_for is not None else None
+            wait_for = read_wait_for(wait_for)
             return FutureList([self.defer(child, wait_for) for child in self.parameters.children(parameters)])
         futures = self._runner().map(self, parameters, wait_for)
         if return_state:
@@ -356,7 +356,7 @@ class Task(Definition, Generic[P, R_co]):
         dependencies: dict[str, set[TaskRunInput]] | None = None,
     ) -> DistributedFuture[Any]:
         """:meth:`apply_async` with `parameters` that are bound already, by name."""
-        wait_for = list(wait_for) if wait_for is not None else None
+        wait_for = read_wait_for(wait_for)
         task_run = deferred_call(self, parameters, wait_for, dependencies)
         recorded = current_client().create_task_run(
             self, task_run, parameters=parameters, wait_for=wait_for, context=describe_context()

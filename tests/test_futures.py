@@ -501,6 +501,24 @@ class TestFutureList:
         with pytest.raises(TimeoutError, match="^oops$"):
             FutureList([ended(Failed(data=TimeoutError("oops")))]).result(timeout=5)
 
+    @pins("futures_runners", 19)
+    @pytest.mark.parametrize("timeout", [None, 5])
+    def test_so_is_the_one_of_a_wait_that_the_task_made(self, timeout):
+        with pytest.raises(TimeoutError) as own:
+            list(as_completed([open_future()], timeout=0))
+        with pytest.raises(TimeoutError, match="unfinished"):
+            FutureList([ended(Failed(data=own.value))]).result(timeout=timeout)
+
+    def test_equal_futures_of_one_run_have_one_result(self):
+        class Same(Done):
+            def __eq__(self, other):
+                return isinstance(other, Same)
+
+            def __hash__(self):
+                return 1
+
+        assert FutureList([Same(1), Same(1)]).result() == [1, 1]
+
     @pins("futures_runners", 20)
     def test_the_timeout_covers_the_reading_of_results(self, monkeypatch):
         now = [100.0]

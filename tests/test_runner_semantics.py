@@ -109,6 +109,26 @@ class TestFailures:
 
         assert result(runner, body) == [1, 2, 3, 4]
 
+    @pins("futures_runners", 53)
+    def test_wait_for_is_whatever_can_be_iterated_and_once_is_enough(self, runner):
+        """Generators and the views of a dict are read when the call is made; an annotation stays what it is."""
+
+        def body():
+            failed = served.fail.submit()
+            own = {"key": failed}
+            waiting = [
+                served.identity.submit(1, wait_for=(each for each in [failed])),
+                served.identity.submit(1, wait_for=own.values()),
+                *served.identity.map([1, 2], wait_for=iter([failed])),
+                served.identity.submit(1, wait_for=own),
+            ]
+            wait(waiting)
+            allowed = served.identity.submit(2, wait_for=allow_failure([failed]))
+            called = served.identity(3, wait_for=(each for each in [failed]), return_state=True)
+            return [future.state.name for future in waiting], allowed.result(), called.name
+
+        assert result(runner, body) == (["NotReady"] * 5, 2, "NotReady")
+
     @pins("futures_runners", 60)
     def test_a_failure_that_nobody_asks_for_does_not_concern_the_flow(self, runner):
         def body():

@@ -171,7 +171,7 @@ class _Unmet:
                 continue  # it was recorded with the flow run that made it, and whoever passed it on knew its end
             with self._lock:
                 self._left += 1
-            watch = TaskRunWatch(upstream, lambda _: self._one_less(), weak=True)
+            watch = TaskRunWatch(upstream, lambda _: self._one_less())
             self._watches.append(watch)
             watch.begin()
         with self._lock:

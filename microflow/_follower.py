@@ -37,20 +37,29 @@ if TYPE_CHECKING:
 
 SHORTEST_PAUSE = 0.001
 LONGEST_PAUSE = 0.010
+THREAD_NAME = "microflow follower"
 OWNER_CHECK = 1.0  # seconds between two looks whether an owner is alive
+
+
+def _program_has_ended() -> bool:
+    """Whether nobody is left who could wait for news: the main thread has ended, and every thread that keeps the
+    interpreter alive is a follower."""
+    main = threading.main_thread()
+    if main.is_alive():
+        return False
+    return not any(each is not main and not each.daemon and each.name != THREAD_NAME for each in threading.enumerate())
 
 
 class _Followed:
     """One run that somebody follows."""
 
-    __slots__ = ("count", "dead", "next_check", "owner", "position", "run_id", "size", "strong", "unreadable")
+    __slots__ = ("count", "dead", "next_check", "owner", "position", "run_id", "size", "unreadable")
 
     def __init__(self, run_id: str, position: int) -> None:
         self.run_id = run_id
         self.position = position  # everything before it was published
         self.size = -1  # of the log at the last look
         self.count = 0  # how many follow
-        self.strong = 0  # how many of them keep the process from ending
         self.owner: str | None = None
         self.next_check = 0.0
         self.dead: str | None = None  # the owner whose death was published
@@ -77,28 +86,26 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()  # of the present thread
 
-    def follow(self, run_id: str, position: int, weak: bool = False) -> Following:
+    def follow(self, run_id: str, position: int) -> Following:
         """See ``Store.follow``."""
-        return Following(self, run_id, position, weak)
+        return Following(self, run_id, position)
 
-    def enter(self, run_id: str, position: int, weak: bool) -> None:
+    def enter(self, run_id: str, position: int) -> None:
         with self._mutex:
             if self._thread is None:
                 stop = threading.Event()
-                thread = threading.Thread(target=self._run, args=(stop,), name="microflow follower")
+                thread = threading.Thread(target=self._run, args=(stop,), name=THREAD_NAME)
                 thread.start()  # it may raise: then nothing has changed
                 self._thread, self._stop = thread, stop
             followed = self._followed.setdefault(run_id, _Followed(run_id, position))
             followed.count += 1
-            followed.strong += not weak
             followed.position = min(followed.position, position)
             followed.size = -1
 
-    def leave(self, run_id: str, weak: bool) -> None:
+    def leave(self, run_id: str) -> None:
         with self._mutex:
             followed = self._followed[run_id]
             followed.count -= 1
-            followed.strong -= not weak
             if not followed.count:
                 del self._followed[run_id]
             if self._followed:
@@ -113,8 +120,8 @@ class Follower:
         while not stop.wait(pause):
             with self._mutex:
                 followed = [] if stop.is_set() else list(self._followed.values())
-            if not threading.main_thread().is_alive() and not any(each.strong for each in followed):
-                return  # the program has ended, and nobody blocks until something comes
+            if _program_has_ended():
+                return  # only callbacks are left, and they do not keep it
             news, began = False, time.monotonic()
             for each in followed:
                 try:
@@ -174,16 +181,15 @@ class Follower:
 class Following:
     """``with``: as long as the block runs, the run is followed."""
 
-    __slots__ = ("_follower", "_position", "_run_id", "_weak")
+    __slots__ = ("_follower", "_position", "_run_id")
 
-    def __init__(self, follower: Follower, run_id: str, position: int, weak: bool) -> None:
+    def __init__(self, follower: Follower, run_id: str, position: int) -> None:
         self._follower = follower
         self._run_id = run_id
         self._position = position
-        self._weak = weak
 
     def __enter__(self) -> None:
-        self._follower.enter(self._run_id, self._position, self._weak)
+        self._follower.enter(self._run_id, self._position)
 
     def __exit__(self, *error: object) -> None:
-        self._follower.leave(self._run_id, self._weak)
+        self._follower.leave(self._run_id)

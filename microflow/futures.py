@@ -234,7 +234,7 @@ class _StoredFuture(RunFuture[R]):
 
         if self._final_state is None:
             self._read()
-            self._watch(self._task_run_id, call, weak=True).begin()
+            self._watch(self._task_run_id, call).begin()
         else:
             call(self._final_state)
         begun = True

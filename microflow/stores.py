@@ -153,11 +153,11 @@ class Store:
 
     # -- others' appends
 
-    def follow(self, run_id: str, position: int = 0, *, weak: bool = False) -> AbstractContextManager[None]:
+    def follow(self, run_id: str, position: int = 0) -> AbstractContextManager[None]:
         """``with store.follow(run_id, position):`` others' records from `position` on reach the bus while it runs.
 
-        A `weak` one does not keep the program from ending. A run that does not exist yet may be followed. See
-        ``_follower.py`` for two kinds of news that are no records: ``orphaned`` and ``unreadable``.
+        A run that does not exist yet may be followed. See ``_follower.py`` for two kinds of news that are no
+        records: ``orphaned`` and ``unreadable``.
         """
         raise NotImplementedError
 
@@ -458,8 +458,8 @@ class FileStore(Store):
 
     # -- others' appends
 
-    def follow(self, run_id: str, position: int = 0, *, weak: bool = False) -> AbstractContextManager[None]:
-        return self._follower.follow(check_run_id(run_id), position, weak)
+    def follow(self, run_id: str, position: int = 0) -> AbstractContextManager[None]:
+        return self._follower.follow(check_run_id(run_id), position)
 
 
 # ------------------------------------------------------------------------------------------------ memory
@@ -553,7 +553,7 @@ class MemoryStore(Store):
     def is_alive(self, token: str) -> bool:
         return token == self._token
 
-    def follow(self, run_id: str, position: int = 0, *, weak: bool = False) -> AbstractContextManager[None]:
+    def follow(self, run_id: str, position: int = 0) -> AbstractContextManager[None]:
         """Nothing to follow: whoever appends to this store publishes on its bus."""
         return _NOT_FOLLOWING
 

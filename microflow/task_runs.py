@@ -63,15 +63,12 @@ def recorded_end(run: Run, task_run_id: UUID, client: SyncClient) -> State[Any] 
 
 
 class Watch:
-    """Calls back once, with the final state, when a run has ended; with None when it is given up.
+    """Calls back once, with the final state, when a run has ended; with None when it is given up."""
 
-    ``weak`` watches do not keep the program from ending."""
-
-    def __init__(self, run_id: UUID, callback: Callable[[State[Any] | None], object], *, weak: bool = False) -> None:
+    def __init__(self, run_id: UUID, callback: Callable[[State[Any] | None], object]) -> None:
         self._id = run_id
         self._key = str(run_id)
         self._callback = callback
-        self._weak = weak
         self._client = current_client()
         # guards the next three; nothing is called while it is held
         self._lock = threading.Lock()
@@ -95,7 +92,7 @@ class Watch:
                 return
             self._followed = True
         self.keep(store.bus.subscribe_log(log, self.hear_of_log))
-        following = store.follow(log, position, weak=self._weak)
+        following = store.follow(log, position)
         following.__enter__()
         self.keep(lambda: following.__exit__(None, None, None))
 
@@ -332,7 +329,7 @@ class TaskRunWaiter:
                 # not even an interrupt may get out where a run ends: others are still to be told
                 call_contained(callback, f"task run {task_run_id}", BaseException if begun else Exception)
 
-        watch = TaskRunWatch(task_run_id, call, weak=True)
+        watch = TaskRunWatch(task_run_id, call)
         waiter._watches.add(watch)
         watch.begin()
         begun = True

@@ -366,14 +366,17 @@ class TaskWorker:
         live = _claim_if_free(self.client, run_id)
         if live is None:
             return False
-        work = self._serving.work(live, self._leaving)
-        job = _Job(self, work, live)
+        try:
+            work = self._serving.work(live, self._leaving)
+            job = _Job(self, work, live)
+            given_up = _give_up(live) if len(live.run.former_owners) > MOST_TAKEOVERS else None
+        except BaseException:  # nobody has it then: the next worker is to see
+            self.client.abandon(live)
+            raise
         with self._lock:
             self.in_flight_task_runs.setdefault(work.key, {})[live.run.flow_run.id] = _now()
-        if len(live.run.former_owners) > MOST_TAKEOVERS:
-            job.let_go(_give_up(live))
-        elif not pool.put(job):  # the worker was stopped at this moment
-            job.let_go(None)
+        if given_up is not None or not pool.put(job):  # or the worker was stopped at this moment
+            job.let_go(given_up)
         return True
 
     def _finished(self, job: _Job, live: LiveRun) -> None:

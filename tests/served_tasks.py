@@ -58,7 +58,7 @@ def witnessed(folder: str, number: int) -> int:
     """Writes when it began and when it ended, and in which process."""
     with open(Path(folder) / str(number), "ab", buffering=0) as witness:
         witness.write(b"begin %d %d\n" % (os.getpid(), time.time_ns()))
-        time.sleep(0.05)
+        time.sleep(0.015)
         witness.write(b"end %d %d\n" % (os.getpid(), time.time_ns()))
     return number
 

@@ -340,5 +340,32 @@ class TestOtherProcesses:
             "from uuid import uuid4; from microflow.task_runs import TaskRunWaiter as W; "
             "W.add_done_callback(uuid4(), print)"
         )
-        ended = subprocess.run([sys.executable, "-c", words], cwd=ROOT, timeout=PATIENCE, check=True)
-        assert ended.returncode == 0
+        subprocess.run([sys.executable, "-c", words], cwd=ROOT, timeout=PATIENCE, check=True)
+
+    def test_a_thread_that_outlives_the_main_one_is_told(self):
+        """Its wait is by a callback, as any wait for several futures is."""
+        words = """
+import threading, time
+from microflow import task
+from microflow.futures import wait
+from microflow.worker import TaskWorker
+
+@task
+def add(x):
+    return x + 1
+
+future = add.delay(1)
+
+def later():
+    threading.main_thread().join()
+    time.sleep(0.05)
+    threading.Thread(target=TaskWorker(add).start, args=(1.0,)).start()
+    assert not wait([future], timeout=20).not_done
+    print("told")
+
+threading.Thread(target=later).start()
+"""
+        ended = subprocess.run(
+            [sys.executable, "-c", words], cwd=ROOT, timeout=PATIENCE, check=True, capture_output=True, text=True
+        )
+        assert ended.stdout == "told\n"

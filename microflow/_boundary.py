@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ._waits import now_us, to_us
+from ._waits import StopSignal, now_us, to_us
 from .client.news import News
 from .client.requests import expire
 from .context import FlowRunContext
@@ -78,6 +78,24 @@ def deadline_of(state: State[Any]) -> float | None:
     """The deadline of a pause by the monotonic clock."""
     due = to_us(state.state_details.pause_timeout)
     return None if due is None else time.monotonic() + max(0.0, (due - now_us()) / 1e6)
+
+
+async def until_due(live: LiveRun, waits: Waits, due: int) -> None:
+    """Wait for a moment of the wall clock, in microseconds, or until the run enters another state: a run that waits for
+    its retry may be cancelled."""
+    waiting = live.flow_run.state
+    stop = [StopSignal()]
+    end = live.store.bus.subscribe(live.run_id, lambda _: stop[0].set())
+    try:
+        with live.store.follow(live.run_id, live.run.position):
+            while (left := (due - now_us()) / 1e6) > 0:
+                live.refresh()  # after the signal was made: what comes from now on sets it
+                if live.flow_run.state is not waiting:
+                    return
+                await waits.sleep(left, stop[0])
+                stop[0] = StopSignal()
+    finally:
+        end()
 
 
 async def released(live: LiveRun, waits: Waits) -> None:

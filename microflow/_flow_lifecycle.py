@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._arguments import find, read_wait_for
-from ._boundary import check_boundary, is_held, released, stop_signal
+from ._boundary import check_boundary, is_held, released, stop_signal, until_due
 from ._definitions import hook_name
 from ._flow_outcome import FlowOutcome
 from ._handing_over import Closed, hand_over
@@ -174,8 +174,13 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
             await released(self.live, self.waits)
 
     async def _await_retry(self) -> None:
-        due = self.state.state_details.scheduled_time
-        await self.waits.sleep(((to_us(due) or 0) - now_us()) / 1e6)
+        due = to_us(self.state.state_details.scheduled_time) or 0
+        seconds = (due - now_us()) / 1e6
+        if seconds < 1:
+            await self.waits.sleep(seconds)
+        else:  # long enough to be asked something meanwhile
+            assert self.live is not None
+            await until_due(self.live, self.waits, due)
         self._log(INFO, "Received non-final state %r, will attempt to run again", self.state.name)
 
     async def _handle_success(self, result: Any) -> None:

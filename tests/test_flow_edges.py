@@ -14,8 +14,8 @@ from microflow._flow_lifecycle import BaseFlowRunEngine
 from microflow.client.orchestration import current_client
 from microflow.context import FlowRunContext, TaskRunContext, get_run_context
 from microflow.entrypoints import load_entrypoint
-from microflow.exceptions import FailedRun, NoSpace, Pause, PausedRun
-from microflow.flow_runs import rerun
+from microflow.exceptions import CancelledRun, FailedRun, NoSpace, Pause, PausedRun
+from microflow.flow_runs import cancel_flow_run, rerun
 from microflow.states import Cancelled, Completed, Failed, Paused, Running, State, StateType
 from microflow.task_runners import ThreadPoolTaskRunner
 
@@ -372,6 +372,26 @@ def test_a_body_whose_log_refuses_is_left_for_a_resume_though_the_log_takes_more
     run_id = flow_run_ids()[0]
     assert flow_states(run_id) == ["Pending", "Running"]
     assert rerun(main, run_id).read_result() == 2
+
+
+@both
+def test_a_run_that_waits_for_its_retry_can_be_cancelled_meanwhile(colour, monkeypatch):
+    client, threads = current_client(), []
+
+    def look(record: Any) -> None:
+        if record.data.get("name") == "AwaitingRetry":
+            threads.append(threading.Thread(target=cancel_flow_run, args=(record.run_id,)))
+            threads[-1].start()
+
+    @colour.flow(retries=1, retry_delay_seconds=PATIENCE * 10)
+    def main():
+        client.store.bus.subscribe(own_run_id(), look)
+        raise ValueError("once")
+
+    with pytest.raises(CancelledRun):
+        colour.run(main)
+    threads[0].join(PATIENCE)
+    assert flow_states()[-2:] == ["AwaitingRetry", "Cancelled"]
 
 
 def test_an_error_that_is_no_refusal_of_the_own_log_fails_the_flow():

@@ -93,7 +93,7 @@ SHARED = {"_task_transitions": "TaskTransitions", "_flow_lifecycle": "BaseFlowRu
 # what is shared beside those classes
 AROUND = ["_task_lifecycle", "_task_preparation", "_task_transactions", "_task_generators"]
 OURS_TO_AWAIT = {"settle", "resolve_argument", "released", "prepare", "_resolve", "_wait_for_dependencies"}
-OURS_TO_AWAIT |= {"join_again", "consume", "_begin", "_hand_over_all", "_close", "hand_over"}
+OURS_TO_AWAIT |= {"join_again", "consume", "_begin", "_hand_over_all", "_close", "hand_over", "until_due"}
 USERS_TO_AWAIT = {"generator.__anext__"}  # in a coroutine that is handed to ``waits.call``
 # a transaction's own: written once for both colours like the engine that awaits them
 OURS_TO_AWAIT |= {f"transaction.{step}" for step in ("enter", "leave", "roll_parent_back")}

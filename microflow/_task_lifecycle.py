@@ -6,9 +6,10 @@ by itself (``with``, or ``async with``), around the attempts::
 
     start                    what comes before the first attempt and after the last
       initialize_run         the run exists; an interrupt of what is inside is recorded as a crash
-        run_context          one attempt: the run is current, its time is limited, its failure is handled
-          transaction_context
-            call_task_fn     the function, and the record of its success
+        asset_context        one attempt, and what it reads and makes outside; entered only if there is something
+          run_context        the run is current, its time is limited, its failure is handled
+            transaction_context    entered only where somebody can tell it from none
+              call_task_fn   the function, and the record of its success
 
 How the state changes, and what may wait, is said in ``_task_transitions``; the two engines of ``task_engine`` differ in
 ``waits`` and in the form of their public steps.
@@ -89,7 +90,7 @@ class BaseTaskRunEngine(TaskTransitions[R]):
         self, task_run_id: UUID | None = None, dependencies: dict[str, set[TaskRunInput]] | None = None
     ) -> Scope[Self]:
         """Find or make the task run, and record an interrupt of the block as a crash."""
-        if self.context.keys() - {"cancel_event"}:
+        if self.context and self.context.keys() - {"cancel_event"}:
             return self._hydrated(task_run_id, dependencies)
         return self._initialized(task_run_id, dependencies)
 

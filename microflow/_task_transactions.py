@@ -12,7 +12,11 @@ commits, and when, is said in ``transactions``. What is particular here:
 * The note ``committed`` follows the commit. A completed call without it, handed back in a re-execution, joins the
   transaction around it again, so that its hooks run at least once, at the commit or at the rollback of the new one.
 
-This room is loaded only when somebody can tell a transaction from none.
+This room is loaded only when somebody can tell a transaction from none: when a task of the program has hooks or
+persists its results, or something has loaded ``transactions``.
+
+Known hole: a program whose very first import of ``transactions`` happens inside of a running task finds no transaction
+of that task around it. Imports at the top of a module do not have that.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from microflow import task
+from microflow import task, task_engine
 from microflow._waits import entered
 from microflow.client.orchestration import Client, SyncClient, current_client
 from microflow.context import TaskRunContext
@@ -52,6 +53,36 @@ async def by_hand_async(engine: Any) -> Any:
 
 def lived(engine: Any) -> Any:
     return run(by_hand_async(engine)) if engine.task.isasync else by_hand(engine)
+
+
+ENTRY_POINTS = ["run_task", "run_task_sync", "run_task_async", "run_generator_task_sync", "run_generator_task_async"]
+OF_BOTH = [
+    "asset_context", "begin_run", "call_hooks", "call_task_fn", "can_retry", "client",
+    "compute_transaction_key", "handle_crash", "handle_exception", "handle_retry", "handle_rollback",
+    "handle_success", "handle_timeout", "initialize_run", "is_cancelled", "is_running",
+    "log_finished_message", "record_terminal_state_timing", "result", "run_context", "set_state",
+    "setup_run_context", "start", "state", "transaction_context", "wait_until_ready",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", [SyncTaskRunEngine, AsyncTaskRunEngine])
+@pytest.mark.parametrize("name", OF_BOTH)
+def test_every_documented_name_is_there_and_says_what_it_does(engine, name):
+    assert inspect.getdoc(inspect.getattr_static(engine, name))
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_the_entry_points_take_the_same_arguments(name):
+    parameters = inspect.signature(getattr(task_engine, name)).parameters
+    assert list(parameters) == [
+        "task", "task_run_id", "task_run", "parameters", "wait_for", "return_type", "dependencies", "context",
+    ]  # fmt: skip
+    assert {value.default for key, value in parameters.items() if key not in ("task", "return_type")} == {None}
+    assert parameters["return_type"].default == "result"
+
+
+def test_a_timeout_of_a_run_is_a_timeout_error():
+    assert issubclass(task_engine.TaskRunTimeoutError, TimeoutError)
 
 
 @both

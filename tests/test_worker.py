@@ -361,17 +361,17 @@ class TestLimits:
 class TestServe:
     def test_in_blocking_code_it_is_a_call_and_in_async_code_a_coroutine(self, home):
         futures = [served.add.delay(number) for number in range(2)]
-        assert serve(served.add, timeout=0.1) is None
+        while not futures[1].state.is_completed():
+            assert serve(served.add, timeout=0.1) is None
         assert futures[0].result() == 1
 
         async def both_forms():
             later = served.add.delay(5)
-            await asyncio.gather(aserve(served.add, timeout=0.1), _ended(later))
+            while not later.state.is_completed():
+                await aserve(served.add, timeout=0.1)
             await serve(served.add, timeout=0.01)
             await served.add.aserve(timeout=0.01)
-
-        async def _ended(future):
-            assert await future == 6
+            assert await later == 6
 
         asyncio.run(both_forms())
         served.add.serve(timeout=0.01)
@@ -473,7 +473,7 @@ class TestProcesses:
         worker = workers(limit=2)
         assert wait_until(lambda: all((tmp_path / f"{name}.begun").exists() for name in "ab"))
         worker.process.send_signal(signal.SIGTERM)
-        time.sleep(0.05)
+        time.sleep(0.5)  # it looks for the signal every 10 ms
         for name in "abc":
             (tmp_path / f"{name}.go").touch()
         assert worker.end() == 0
@@ -487,7 +487,7 @@ class TestProcesses:
         """The run had one retry, which was decided on by the first worker and is made by the second."""
         called: list[int] = []
 
-        @colour.task(retries=1, retry_delay_seconds=0.4)
+        @colour.task(retries=1, retry_delay_seconds=1.5)
         def again():
             called.append(1)
             raise ValueError("again")

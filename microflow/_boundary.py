@@ -110,5 +110,5 @@ async def released(live: LiveRun, waits: Waits) -> None:
             if state is None or not is_held(state) or live.gate_closed:
                 return
             await news.next(waits, deadline_of(state), keep_slot=True)
-            if is_expired(state) and not live.has_pauser:
+            if is_expired(state) and state.at not in live.pausers:
                 expire(live, state)

@@ -74,7 +74,9 @@ async def pause_here(
             await _next_news(context, waits, news, None)
         logger = flow_run_logger(context.flow_run)
         logger.info("Pausing flow, execution will continue when this flow run is resumed.")
-        live.has_pauser = True
+        live.pausers.add(paused.at)
+        if live.must_sync:
+            await waits.block(live.sync)
         deadline = None if timeout is None else time.monotonic() + timeout
         ended = False
         try:
@@ -85,7 +87,7 @@ async def pause_here(
                     raise FlowPauseTimeout(PAUSE_EXPIRED)
             ended = True
         finally:
-            live.has_pauser = False
+            live.pausers.discard(paused.at)
             if not ended:
                 _give_up(live, paused)
     logger.info("Resuming flow run execution!")

@@ -166,7 +166,7 @@ def _resume(
         run = client.fold(str(flow_run_id))
         if run.flow_run.state is not None and run.flow_run.state.is_final():
             return flow_of(run, client)  # before anything is recorded
-    client.resume_flow_run(flow_run_id, run_input)
+    client.resume_flow_run(flow_run_id, run_input, queue=not (run_it or force))
     if not (run_it or force):
         return None
     run = client.fold(str(flow_run_id))

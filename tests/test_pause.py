@@ -550,6 +550,65 @@ def test_a_paused_run_that_is_cancelled_ends_at_once(colour):
     assert hooks == [StateType.CANCELLING]
 
 
+@both
+def test_a_pause_and_its_resume_are_on_the_disk_before_anybody_acts_on_them(colour, private_home, monkeypatch):
+    """With durability ``disk``: what was answered survives a power cut."""
+    monkeypatch.setenv("MICROFLOW_HOME", str(private_home))
+    monkeypatch.setenv("MICROFLOW_DURABILITY", "disk")
+    store: Any = get_client(sync_client=True).store
+    synced: list[tuple[str, int]] = []
+    real = store.sync
+
+    def sync(run_id: str, position: int) -> None:
+        synced.append((fold(run_id).flow_run.state_name or "", position))
+        real(run_id, position)
+
+    monkeypatch.setattr(store, "sync", sync)
+
+    @colour.flow
+    def main():
+        with when("PAUSED", resume):
+            yield pause_flow_run(timeout=PATIENCE)
+
+    colour.run(main)
+    lines = len(fold().states)
+    assert {position for _, position in synced} >= {3, 4}, (synced, lines)
+
+
+def test_the_deadline_of_a_second_pause_is_its_own():
+    """A task that is held meanwhile does not take the place of the one who waits in the second pause."""
+    held = threading.Event()
+
+    @task
+    def first() -> None:
+        pause_flow_run(timeout=PATIENCE, key="first")
+
+    @task
+    def second() -> str:
+        held.wait(PATIENCE)
+        with pytest.raises(FlowPauseTimeout):
+            pause_flow_run(timeout=0.3, key="second")
+        return "expired"
+
+    @task
+    def later() -> None: ...
+
+    def resume_the_first(run_id: str) -> None:
+        held.set()
+        resume(run_id)
+
+    @flow
+    def main() -> str:
+        with when("PAUSED", resume_the_first):
+            first.submit()
+            answer = second.submit()
+            held.wait(PATIENCE)
+            later.submit()
+            return str(answer.result())
+
+    assert main() == "expired"
+
+
 def test_a_task_that_pauses_its_cancelled_run_is_cancelled_too():
     @task
     def ask() -> None:

@@ -91,8 +91,8 @@ class LiveRun:
         self.handed_back = 0
         #: whether the attempt ends, so that what a pause holds back is not to start any more
         self.gate_closed = False
-        #: whether code of this process waits in the present pause, and acts on its deadline
-        self.has_pauser = False
+        #: the pauses, by their moment, in which code of this process waits, and acts on the deadline
+        self.pausers: set[int] = set()
         #: what the last append that was refused raised: an error of ours, which is no outcome of the code that it
         #: comes out of
         self.refused: Exception | None = None

@@ -109,6 +109,7 @@ def resume(
     decided = live.decide(decision)
     if not decided.accepted:
         raise FlowPauseTimeout(f"flow run {run_id} can no longer be resumed: {PAUSE_EXPIRED}")
+    _sync(live)
     return decided
 
 
@@ -136,7 +137,9 @@ def suspend(live: LiveRun, state: State[Any], inputs: Bodies) -> Answer:
             return Answer(Answer.REJECT, present, "the suspension was passed before"), []
         return Answer(Answer.ACCEPT, state), [live.record_of(state), *inputs]
 
-    return live.decide(decision)
+    answer = live.decide(decision)
+    _sync(live)
+    return answer
 
 
 def cancel(live: LiveRun, is_alive: Callable[[LiveRun], bool]) -> Answer:
@@ -152,4 +155,12 @@ def cancel(live: LiveRun, is_alive: Callable[[LiveRun], bool]) -> Answer:
         state: State[Any] = Cancelling() if working else Cancelled(message="It was cancelled while nobody ran it.")
         return Answer(Answer.ACCEPT, state), [live.record_of(state)]
 
-    return live.decide(decision)
+    answer = live.decide(decision)
+    _sync(live)
+    return answer
+
+
+def _sync(live: LiveRun) -> None:
+    """Where durability says so, nobody acts on a request before the disk has it."""
+    if live.must_sync:
+        live.sync()

@@ -70,6 +70,10 @@ def _collected(task: Task[Any, Any], args: Any, kwargs: dict[str, Any]) -> Any:
     return later() if task.isasync else list(task.fn(*args, **kwargs))
 
 
+#: what the state says of a function that is late in a worker thread, where nothing can stop it
+_GOES_ON = "; Python cannot interrupt a worker thread: the function goes on until it returns or makes its next call"
+
+
 class BaseTaskRunEngine(TaskTransitions[R]):
     """A task run from its creation to its last hook: the scopes, and the attempts inside of them."""
 
@@ -360,7 +364,9 @@ class BaseTaskRunEngine(TaskTransitions[R]):
         if self.retries < self.task.retries or self._late is None:
             return
         try:
-            self._append_timeout(self._late)
+            self._append_timeout(self._late, _GOES_ON)
+            if self._call is not None and self._call.recorder.must_sync:
+                self._call.recorder.sync()
         except (LogError, StorageError, Abort) as refused:  # said again when the function is back
             self._log(ERROR, "The timeout could not be recorded", error=refused)
         else:

@@ -55,7 +55,9 @@ class TaskOptions(TypedDict, total=False):
     retry_jitter_factor: float | None
     #: called with task, task run and the failed state; a false answer ends the retries
     retry_condition_fn: Condition | None
-    #: seconds that each attempt may take; 0 and None: as long as it likes
+    #: seconds that each attempt may take; 0 and None: as long as it likes. A coroutine is cancelled at its next await,
+    #: a blocking call on the main thread interrupted; in a worker thread the run is recorded as timed out, but its
+    #: function goes on until it makes its next call: Python can stop no thread
     timeout_seconds: float | None
     #: a run that was started and not logged as ended is not started again in a re-execution: it fails
     at_most_once: bool

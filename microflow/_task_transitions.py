@@ -355,11 +355,11 @@ class TaskTransitions(Generic[R]):
             else:
                 self._log(INFO, "Hook %r finished running successfully", name)
 
-    def _append_timeout(self, error: TimeoutError) -> None:
+    def _append_timeout(self, error: TimeoutError, more: str = "") -> None:
         """Record FAILED, named TimedOut. It precedes the return to the caller: dying before it, the call runs again."""
         message = f"Task run failed due to timeout: {error!r}"
         if isinstance(error, TaskRunTimeoutError):
-            message = f"Task run exceeded timeout of {self.task.timeout_seconds:g} second(s)"
+            message = f"Task run exceeded timeout of {self.task.timeout_seconds:g} second(s){more}"
         self._log(ERROR, message)
         self.set_state(Failed(name="TimedOut", message=message, data=error))
 

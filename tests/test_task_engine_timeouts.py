@@ -351,6 +351,7 @@ class TestWorkerThreads:
             with pytest.raises(TaskRunTimeoutError):
                 future.result(timeout=PATIENCE)
             assert not go_on.is_set()
+            assert "Python cannot interrupt a worker thread" in future.state.message
             assert task_states("slow", flow_run_ids_of(future)) == [["Pending", "Running", "TimedOut"]]
             go_on.set()
             assert gone.wait(PATIENCE)

@@ -75,6 +75,10 @@ class Process:
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and give the exit status once the worker has ended."""
         self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """The exit status once the worker has ended, without a traceback."""
         _, said = self.process.communicate(timeout=PATIENCE)
         assert b"Traceback" not in said, said.decode()
         return self.process.returncode
@@ -468,15 +472,16 @@ class TestProcesses:
         assert statistics.median(took) < 0.25
 
     @pins("futures_runners", 101)
-    def test_sigterm_finishes_what_runs_and_leaves_the_rest(self, workers, tmp_path):
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_finishes_what_runs_and_leaves_the_rest(self, workers, tmp_path, number):
         futures = [served.when_told.delay(str(tmp_path), name) for name in "abc"]
         worker = workers(limit=2)
         assert wait_until(lambda: all((tmp_path / f"{name}.begun").exists() for name in "ab"))
-        worker.process.send_signal(signal.SIGTERM)
+        worker.process.send_signal(number)
         time.sleep(0.5)  # it looks for the signal every 10 ms
         for name in "abc":
             (tmp_path / f"{name}.go").touch()
-        assert worker.end() == 0
+        assert worker.ended() == 0
         assert [each.state.name for each in futures] == ["Completed", "Completed", "Scheduled"]
         assert not (tmp_path / "c.begun").exists()
         workers()

@@ -38,6 +38,7 @@ from ._waits import Waits, now_us, settle, to_us
 from .client.live import Answer, LiveRun
 from .client.objects import FlowRunResult
 from .client.orchestration import SyncClient, current_client
+from .client.requests import expire
 from .context import FlowRunContext, TaskRunContext, current_tags
 from .exceptions import (
     Abort,
@@ -142,7 +143,10 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         return self.live.propose(state, force=force, release=not force, only_from=only_from)
 
     async def _begin_run(self) -> None:
-        """Enter RUNNING. A run that was taken over while RUNNING is in it already."""
+        """Enter RUNNING. A run that was taken over while RUNNING is in it already; a subflow that a killed process left
+        paused pauses again, since nobody but its parent can go on with it."""
+        if self._tracking is not None and self.live is not None and is_held(self.state):
+            expire(self.live, self.state, again=True)
         while not self.is_running():
             answer = self.set_state(Running())
             if answer.status == Answer.WAIT:
@@ -363,10 +367,11 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
                         await self._await_retry()
                         await settle(self.begin_run())
             except BaseException as signal:  # what is no request of others is raised again
-                if self._request_behind(signal) not in ("cancel", "ended"):
+                request = self._request_behind(signal)
+                if request not in ("cancel", "cancel caller", "ended"):
                     raise
                 await self._stop()
-                if not isinstance(signal, (Pause, Abort)):
+                if request == "cancel caller" or not isinstance(signal, (Pause, Abort)):
                     raise
 
     async def _wait_while_caller_is_paused(self) -> None:
@@ -376,7 +381,7 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
             await released(context.live, self.waits)
 
     def _request_behind(self, signal: BaseException) -> str | None:
-        """Which request of others ended the body: "cancel" (of the run, or of one that called it), "suspend", or
+        """Which request of others ended the body: "cancel", "cancel caller" of one that called it, "suspend", or
         "ended" when they gave the run a final state. None when it was interrupted."""
         live, context = self.live, FlowRunContext.get()
         if isinstance(signal, Exception) or live is None or live.token is None or self._crashed:
@@ -392,8 +397,10 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         if self.state.is_final():
             return "ended" if isinstance(signal, Abort) else None
         states = [run.flow_run.state for run in runs]
-        if any(state is not None and state.is_cancelling() for state in states):
+        if self.state.is_cancelling():
             return "cancel"
+        if any(state is not None and state.is_cancelling() for state in states):
+            return "cancel caller"
         return "suspend" if any(state is not None and state.is_suspended() for state in states) else None
 
     async def _stop(self) -> None:

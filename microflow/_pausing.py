@@ -117,7 +117,7 @@ async def _next_news(context: FlowRunContext, waits: Waits, news: News, deadline
 
 def _give_up(live: LiveRun, paused: State[Any]) -> None:
     try:
-        expire(live, paused)
+        expire(live, paused, again=True)
     except (LogError, StorageError):  # what is on its way matters more, and meets the same trouble
         pass
 

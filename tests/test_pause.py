@@ -556,11 +556,11 @@ def test_a_pause_and_its_resume_are_on_the_disk_before_anybody_acts_on_them(colo
     monkeypatch.setenv("MICROFLOW_HOME", str(private_home))
     monkeypatch.setenv("MICROFLOW_DURABILITY", "disk")
     store: Any = get_client(sync_client=True).store
-    synced: list[tuple[str, int]] = []
+    synced: list[int] = []
     real = store.sync
 
     def sync(run_id: str, position: int) -> None:
-        synced.append((fold(run_id).flow_run.state_name or "", position))
+        synced.append(position)
         real(run_id, position)
 
     monkeypatch.setattr(store, "sync", sync)
@@ -571,8 +571,8 @@ def test_a_pause_and_its_resume_are_on_the_disk_before_anybody_acts_on_them(colo
             yield pause_flow_run(timeout=PATIENCE)
 
     colour.run(main)
-    lines = len(fold().states)
-    assert {position for _, position in synced} >= {3, 4}, (synced, lines)
+    assert len(synced) == 4  # the claim, the pause, the resume and the end; either side may find both in the middle
+    assert sorted(synced)[:1] + sorted(synced)[-2:] == [1, 4, 5]
 
 
 def test_the_deadline_of_a_second_pause_is_its_own():

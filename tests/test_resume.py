@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from microflow import flow, pause_flow_run, resume_flow_run
+from microflow import flow, pause_flow_run, resume_flow_run, suspend_flow_run
 from microflow.client.orchestration import current_client
 from microflow.exceptions import FlowPauseTimeout, NotPausedError
 from microflow.states import StateType
@@ -46,6 +46,17 @@ def pauses(timeout: float = 60):
     pause_flow_run(timeout=timeout)
     witness(f"resumed {time.time()}")
     return first + work(2)
+
+@flow
+def asks():
+    first = work(1)
+    witness("asking")
+    pause_flow_run(timeout=60)
+    return first + work(2)
+
+@flow
+def calls_a_pausing_child():
+    return asks()
 
 @flow
 def suspends():
@@ -97,6 +108,9 @@ class Place:
 
     def start(self, name: str, *more: object) -> subprocess.Popen[str]:
         return start("run", f"{self.script}:{name}", *more, "--json", WITNESS=str(self.witness_file))
+
+    def start_again(self, run_id: str) -> subprocess.Popen[str]:
+        return start("resume", run_id, "--json", WITNESS=str(self.witness_file))
 
     def cli(self, *words: object) -> subprocess.CompletedProcess[str]:
         return cli(*words, WITNESS=str(self.witness_file))
@@ -223,6 +237,26 @@ def test_the_example_of_the_readme_pauses_then_leaves_then_ends(place):
     assert end(process).returncode == 3
     done = place.cli("resume", run_id, "--json")
     assert (done.returncode, document(done)["result"]) == (0, "1.2")
+
+
+@pytest.mark.parametrize("how", ["killed", "suspended"])
+def test_a_subflow_that_was_paused_when_its_process_left_pauses_again(place, how):
+    """Its parent is run again, and the child asks anew: nobody had answered."""
+    process = place.start("calls_a_pausing_child")
+    assert wait_until(lambda: "asking" in place.witness(), process)
+    root, child = (log.stem for log in logs(place.home))
+    place.run_id(process, "PAUSED")
+    if how == "killed":
+        end(process, kill=True)
+    else:
+        suspend_flow_run(flow_run_id=root, _sync=True)
+        assert end(process).returncode == 3
+    again = place.start_again(root)
+    assert wait_until(lambda: place.states(child)[-1] == "Paused" and place.witness().count("asking") == 2, again)
+    resume_flow_run(child, _sync=True)
+    done = end(again)
+    assert (done.returncode, document(done)["result"]) == (0, 3)
+    assert place.witness() == ["work 1", "asking", "asking", "work 2"]
 
 
 # ------------------------------------------------------------------------------------------------ cancel

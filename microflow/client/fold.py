@@ -294,6 +294,8 @@ class Run:
             self.inputs = {key: body for key, body in self.inputs.items() if "pause" not in body}
         elif state.is_paused() and key is not None:
             self.pause_keys.add(key)
+        elif state.is_running() and key is not None and state.state_details.pause_reschedule:
+            self.pause_keys.discard(key)  # given up: to be made again
         self.flow_run.enter(state)
         self.states.append(state)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Bodies = list[dict[str, Any]]
 
 _PAUSE_ENDED = "The pause ended without a resume."
+_PAUSE_GIVEN_UP = "The code that paused the run waits no more."
 
 
 def pause(live: LiveRun, state: State[Any], inputs: Bodies) -> Answer:
@@ -47,15 +48,19 @@ def pause(live: LiveRun, state: State[Any], inputs: Bodies) -> Answer:
     return live.decide(decision)
 
 
-def expire(live: LiveRun, paused: State[Any]) -> Answer:
+def expire(live: LiveRun, paused: State[Any], *, again: bool = False) -> Answer:
     """End the pause `paused` without a resume, if it still stands: the run goes on. By the owner, who then raises in
-    the paused code; dying in between, the pause counts as passed."""
+    the paused code; dying in between, the pause counts as passed. With `again` it was not waited for to its end, and is
+    made again when the code that makes it runs again."""
 
     def decision() -> tuple[Answer, Bodies]:
         present = live.flow_run.state
         if present is None or present.at != paused.at:
             return Answer(Answer.REJECT, present, "the pause has ended"), []
-        state: State[Any] = Running(message=_PAUSE_ENDED)
+        state: State[Any] = Running(message=_PAUSE_GIVEN_UP if again else _PAUSE_ENDED)
+        if again:
+            state.state_details.pause_key = paused.state_details.pause_key
+            state.state_details.pause_reschedule = True
         return Answer(Answer.ACCEPT, state), [live.record_of(state)]
 
     return live.decide(decision)

@@ -35,12 +35,14 @@ from .context import ContextModel, FlowRunContext, hydrated_context
 from .exceptions import ConfigurationError, SerializationError
 from .logging import effective_log_prints
 from .serializers import pack, unpack
+from .states import State, return_value_to_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from .client.live import LiveRun
+    from .transactions import Transaction
 
     Emit = Callable[[dict[str, Any]], None]
 
@@ -115,16 +117,21 @@ class _Attempt:
             if any(header["context"][part].get("log_prints") for part in ("flow_run_context", "task_run_context")):
                 effective_log_prints(True)  # the contexts say of which runs; this is what looks at them
             args, kwargs = task.parameters.call_arguments(parameters)
-            with self._transaction():
-                return _listed(finish(BlockingWaits().call(task.fn, *args, **kwargs)).unwrap())
+            with self._transaction() as transaction:
+                value = _listed(finish(BlockingWaits().call(task.fn, *args, **kwargs)).unwrap())
+                if transaction is not None and transaction.children and _is_failure(value):
+                    transaction.rollback()
+            return value
 
-    def _transaction(self) -> AbstractContextManager[Any]:
+    def _transaction(self) -> AbstractContextManager[Transaction | None]:
         """What the calls of this attempt are committed or rolled back with, before its owner does so with its own."""
         if not self.header["transactions"]:
             return nullcontext()
         from .transactions import transaction  # only for programs that have it loaded
 
-        return transaction(write_on_commit=False)
+        made = transaction(write_on_commit=False)
+        made.is_attempt = True
+        return made
 
     def _task(self) -> Any:
         described, form = self.header["task"]
@@ -161,6 +168,11 @@ class _Attempt:
                 f"the result of task {name!r} cannot come back from process {os.getpid()}: {problem.path}: "
                 f"{problem.reason}. Return what can be pickled, or write it to a file and return the path."
             ) from None
+
+
+def _is_failure(value: Any) -> bool:
+    """Whether a task that returned this did not complete."""
+    return not (value if isinstance(value, State) else return_value_to_state(value)).is_completed()
 
 
 class _Importing(FlowRunContext):

@@ -9,6 +9,8 @@ commits, and when, is said in ``transactions``. What is particular here:
 * Whatever goes wrong in committing never fails the run: its COMPLETED is in the log before.
 * An attempt that fails, by raising or by returning a state that is not COMPLETED, is rolled back, and nothing is
   stored. The transaction around it is rolled back only for a failure that no retry follows.
+* A run is noted as rolled back where a transaction was opened by hand around it, or where it has hooks or a key: in a
+  program that does not use transactions, a failure undoes nothing, and says nothing of the kind.
 * The note ``committed`` follows the commit. A completed call without it, handed back in a re-execution, joins the
   transaction around it again, so that its hooks run at least once, at the commit or at the rollback of the new one.
 
@@ -64,7 +66,7 @@ def compute_key(engine: BaseTaskRunEngine[Any]) -> str | None:
         except Exception as error:  # the user's key function, or an argument without a stable content
             if task.name not in _warned:
                 _warned.add(task.name)
-                message = "Error encountered when computing cache key of task %r: %s. Its result will not be stored"
+                message = "Error encountered when computing cache key of task %r, so its result is not stored: %s"
                 engine._log(WARNING, message, task.name, error, error=error)
             return None
     if task.result_storage_key is not None:
@@ -79,6 +81,7 @@ def new_transaction(engine: BaseTaskRunEngine[Any]) -> BaseTransaction:
     context, task = TaskRunContext.get(), engine.task
     if context is None or not context.persist_result:
         plain: BaseTransaction = _kind(engine)(isolation_level=None)
+        plain.is_attempt = True
         return plain
     key = engine.compute_transaction_key()
     # the items of a generator are not stored: it runs whatever stands under its key, and is not Cached
@@ -90,6 +93,7 @@ def new_transaction(engine: BaseTaskRunEngine[Any]) -> BaseTransaction:
         overwrite=current_settings().task_refresh_cache if refresh is None else refresh,
         logger=engine.logger,
     )
+    made.is_attempt = True
     return made
 
 
@@ -115,11 +119,15 @@ def stage(engine: TaskTransitions[Any], transaction: BaseTransaction, state: Sta
 
 def _stage(engine: TaskTransitions[Any], transaction: BaseTransaction, value: Any) -> None:
     task = engine.task
-    hooks = [engine.handle_rollback, *task.on_rollback_hooks]
+    has_hooks = bool(task.on_commit_hooks or task.on_rollback_hooks)
+    has_effects = has_hooks or transaction.key is not None
+    hooks = [*task.on_rollback_hooks]
+    if has_effects or transaction.is_opened_by_hand():
+        hooks.insert(0, engine.handle_rollback)  # called last
     transaction.stage(value, hooks, task.on_commit_hooks)
-    if transaction.key is not None or task.on_commit_hooks or task.on_rollback_hooks:
+    if has_effects:
         transaction.after_commit = lambda _: engine._note("committed")
-    if len(hooks) > 1 or task.on_commit_hooks:
+    if has_hooks:
         transaction._logger = engine.logger
 
 
@@ -133,6 +141,7 @@ async def join_again(engine: BaseTaskRunEngine[Any], ended: State[Any]) -> None:
     value = ended.data
     if key is not None:
         value = store.create_result_record(value.load(), key, details.cache_expiration)
+    transaction.is_attempt = True
     await transaction.enter()
     _stage(engine, transaction, value)
     await transaction.leave()

@@ -79,6 +79,7 @@ class BaseTransaction:
         "after_commit",
         "children",
         "commit_mode",
+        "is_attempt",
         "isolation_level",
         "key",
         "on_commit_hooks",
@@ -140,6 +141,8 @@ class BaseTransaction:
         #: set by the task engine: this attempt may be made again, so its rollback leaves the parent alone. The engine
         #: calls ``roll_parent_back`` when the failure turned out to be final
         self.spares_parent = False
+        #: set by the task engine: nobody opened this one by hand
+        self.is_attempt = False
         self._parent: BaseTransaction | None = None
         self._token: Token[BaseTransaction | None] | None = None  # there while entered
         self._lease: Lease | None = None  # there while the lock is ours
@@ -234,6 +237,13 @@ class BaseTransaction:
         if default is _Required:
             raise ValueError(f"Could not retrieve value for unknown key {name!r}: no transaction here has set it.")
         return default
+
+    def is_opened_by_hand(self) -> bool:
+        """Whether this one, or one around it, was opened by the user; the others are attempts of task runs."""
+        around: BaseTransaction | None = self
+        while around is not None and around.is_attempt:
+            around = around._parent
+        return around is not None
 
     def add_child(self, child: BaseTransaction) -> None:
         """Have `child` committed or rolled back with this one."""

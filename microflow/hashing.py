@@ -88,10 +88,11 @@ def fingerprint(value: Any, replace: Replace | None = None) -> bytes:
     encoder that is made for it is kept. What counts as equal stands at the head of this module.
     """
     try:
-        text = _encoder(replace)(value)
-        # each level opens a bracket: a text with few of them is not deep
-        if text.count("[") + text.count("{") <= MAX_DEPTH or _depth(text) <= MAX_DEPTH:
-            return blake2b(text.encode("ascii"), digest_size=16).digest()
+        if _is_short(value):
+            text = _encoder(replace)(value)
+            # each level opens a bracket: a text with few of them is not deep
+            if text.count("[") + text.count("{") <= MAX_DEPTH or _depth(text) <= MAX_DEPTH:
+                return blake2b(text.encode("ascii"), digest_size=16).digest()
     except Exception:  # not plain, or whatever the value raises when it is read: the other way tells
         pass
     try:
@@ -99,6 +100,25 @@ def fingerprint(value: Any, replace: Replace | None = None) -> bytes:
     except Exception:  # whatever the value raises when it is read: its class is all that is left
         text = _dumps(["unreadable", type(value).__qualname__])
     return blake2b(text.encode("ascii"), digest_size=16).digest()
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a value has at most :data:`_MOST_PLAIN` members as JSON, where what is shared is written each time: a
+    list that holds one list twice, which holds one list twice, and so on, has few members and a text without end.
+    Costs 40 ns a member, because the loops are in C."""
+    members, kinds, left = [value], {type(value)}, _MOST_PLAIN
+    for _ in range(MAX_DEPTH + 1):
+        if kinds <= _LEAVES:
+            return True
+        containers = [member for member in members if isinstance(member, (list, tuple, dict))]
+        if len(containers) > _MANY and len(set(map(id, containers))) * 2 < len(containers):
+            return _members_written(value, {}) <= _MOST_PLAIN
+        members = list(chain.from_iterable([each.values() if isinstance(each, dict) else each for each in containers]))
+        left -= len(members)
+        if left < 0:
+            return False
+        kinds = set(map(type, members))
+    return False
 
 
 _last_encoder: tuple[Replace | None, Callable[[Any], str]] | None = None
@@ -116,6 +136,8 @@ def _encoder(replace: Replace | None) -> Callable[[Any], str]:
         if given is not None:
             return given
         if isinstance(value, (set, frozenset)):
+            if not {*map(type, value)} <= _LEAVES:
+                raise TypeError  # texts in texts grow with each level: the long way
             return {"$": "set", "v": sorted(map(encode, value))}
         leaf = _leaf(value)
         if leaf is None:
@@ -146,6 +168,7 @@ class _Walk:
         self.above: list[int] = []  # the ids of the containers around the current value
         self.memo: dict[int, tuple[Any, str]] = {}  # by id, with the object, so that no id is used again
         self.sets = 0  # how many of those above are sets
+        self.inner: dict[int, dict[int, tuple[Any, str]]] = {}  # memos of what stands in a set in a set, by depth
 
     def shown(self, value: Any) -> Any:
         """A scalar as it is; for a container, a list with its hash."""
@@ -194,9 +217,12 @@ class _Walk:
         memo, texts = self.memo, []
         self.sets += 1
         for member in value:
-            self.memo = {}
+            # in a set in a set nothing can contain itself, so that how deep it stands is all that matters
+            self.memo = {} if self.sets == 1 else self.inner.setdefault(len(self.above), {})
             texts.append(_dumps(self.shown(member)))
         self.sets -= 1
+        if self.sets == 1:
+            self.inner = {}
         self.memo = memo
         return sorted(texts)
 
@@ -298,6 +324,7 @@ def stable_hash(value: Any, root: str = "value") -> str:
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
 _LEAVES = frozenset({str, int, float, bool, type(None)})
 _NESTED = frozenset({dict, list, tuple})
+_MANY = 1_000  # containers at one level: now it is worth looking whether they are the same ones again and again
 _MOST_PLAIN = 2_000_000  # more members than these go the long way, which does not get lost in what is shared
 
 
@@ -328,11 +355,11 @@ def _shape(value: Any) -> str | None:
 
 
 def _members_written(value: Any, known: dict[int, int]) -> int:
-    """How many members a plain value has when it is written out."""
-    if type(value) not in _NESTED:
+    """How many members a plain value has when it is written out. RecursionError for one that contains itself."""
+    if not isinstance(value, (list, tuple, dict)):
         return 0
     if id(value) not in known:
-        members = value.values() if type(value) is dict else value
+        members = value.values() if isinstance(value, dict) else value
         known[id(value)] = len(value) + sum(_members_written(member, known) for member in members)
     return known[id(value)]
 

@@ -19,7 +19,8 @@ from microflow import flow, get_run_logger, task
 from microflow.context import FlowRunContext, TaskRunContext, current_tags
 from microflow.flow_runs import pause_flow_run
 from microflow.settings import current_settings
-from microflow.states import Completed
+from microflow.states import Completed, Failed
+from microflow.tasks import Task
 from microflow.transactions import get_transaction
 
 SET_BY_INITIALIZER: list[object] = []
@@ -242,6 +243,36 @@ def fail_until(folder, attempts):
     if made + 1 < attempts:
         raise ValueError(f"attempt {made + 1}")
     return made + 1
+
+
+def _note_rollback(txn):
+    path = Path(txn.get("folder")) / f"rolled back {txn.get('number')}"
+    path.touch()
+
+
+def _note_commit(txn):
+    path = Path(txn.get("folder")) / f"committed {txn.get('number')}"
+    path.touch()
+
+
+def _effect(folder, number):
+    own = get_transaction()
+    own.set("folder", folder)
+    own.set("number", number)
+
+
+effect = Task(_effect, name="effect", on_rollback=[_note_rollback], on_commit=[_note_commit])
+
+
+@task
+def effects(folder, ending):
+    """Two calls that can be undone and a plain one; then a failure, raised or returned, or a success."""
+    effect(folder, 1)
+    add(1)
+    effect(folder, 2)
+    if ending == "raises":
+        raise ValueError("no")
+    return Failed(message="no") if ending == "returns" else "done"
 
 
 @task

@@ -334,6 +334,46 @@ def test_layers_of_shared_objects_take_no_endless_walk():
     assert fingerprint(layers(15)) == fingerprint(layers(15)) != fingerprint(layers(16))
 
 
+def in_layers(number: int, step: Any) -> Any:
+    value: Any = step(1, 2)
+    for _ in range(number):
+        value = step(value, value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda one, other: [one, other],
+        lambda one, other: {"a": one, "b": (other,)},
+        lambda one, other: frozenset({one, (other,)}),
+        lambda one, other: [{"a": one}, frozenset({2}), other],
+    ],
+    ids=["lists", "dicts", "sets", "mixed"],
+)
+def test_layers_of_shared_containers_are_not_written_out(step):
+    """Thirty layers have a billion members when what is shared is written each time it stands there."""
+    assert fingerprint(in_layers(30, step)) == fingerprint(in_layers(30, step)) != fingerprint(in_layers(31, step))
+
+
+def test_sets_in_sets_are_not_quoted_once_more_at_each_level():
+    def nested(levels: int) -> Any:
+        value: Any = "a"
+        for _ in range(levels):
+            value = frozenset({value})
+        return value
+
+    assert fingerprint(nested(60)) == fingerprint(nested(60)) != fingerprint(nested(61))
+
+
+def test_what_is_shared_does_not_count_also_where_it_decides_which_way_is_taken():
+    shared = [0] * 1_001
+    once = [[shared] * 1_000, [shared] * 1_000]
+    anew = [[[0] * 1_001 for _ in range(1_000)] for _ in range(2)]
+    assert fingerprint(once) == fingerprint(anew)
+    assert fingerprint(once[:1]) == fingerprint(anew[:1])
+
+
 def test_one_object_twice_counts_as_two_equal_objects():
     """A result that comes back from the log has lost that it was one."""
     one = Thing(a=[1])

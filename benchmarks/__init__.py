@@ -42,6 +42,7 @@ BUDGETS = {
     "reexecution": Budget(30.0, "microflow"),
     "resume_here": Budget(1.0, "microflow"),
     "resume_elsewhere": Budget(25.0, "microflow"),
+    "worker_wakeup": Budget(25.0, "microflow"),
     "open_log": Budget(8.0, "microflow"),
     "hash_inputs": Budget(1.0, "microflow"),
     "wheel": Budget(150.0, "microflow"),

@@ -367,7 +367,7 @@ class BaseTaskRunEngine(TaskTransitions[R]):
             self._append_timeout(self._late, _GOES_ON)
             if self._call is not None and self._call.recorder.must_sync:
                 self._call.recorder.sync()
-        except (LogError, StorageError, Abort) as refused:  # said again when the function is back
+        except (LogError, StorageError, Abort, Pause) as refused:  # said again when the function is back
             self._log(ERROR, "The timeout could not be recorded", error=refused)
         else:
             if self._call is not None and self._call.on_early_end is not None:

@@ -8,6 +8,7 @@ public methods, because those are documented, called, awaited and overridden by 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ._carried import describe_definition, load_definition, why_not_findable
@@ -19,7 +20,7 @@ from .exceptions import Abort, CancelledRun, ConfigurationError, Pause
 from .futures import resolve_futures_to_results
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterator
     from multiprocessing.context import SpawnProcess
 
     from .client.live import LiveRun
@@ -183,6 +184,7 @@ def run_flow(
     parameters: dict[str, Any] | None = None,
     wait_for: Any = None,
     return_type: ReturnType = "result",
+    error_logger: Any = None,
     *,
     live: LiveRun | None = None,
 ) -> Any:
@@ -190,14 +192,37 @@ def run_flow(
     for one that yields.
 
     `flow_run` is an existing run to claim and run; its recorded parameters are used unless `parameters` are
-    given, which replace them wholly. `wait_for` is waited for first. `return_type` is "result" or "state".
-    `live` is a run that the caller has claimed already."""
+    given, which replace them wholly; the signature's defaults without either. `wait_for` is waited for first.
+    `return_type` is "result" or "state". `error_logger` is told, once, what the run raises, but for a Pause or Abort,
+    which are no errors; it is raised all the same. `live` is a run that the caller has claimed already."""
+    if parameters is None and flow_run is None and live is None:
+        parameters = flow.bind((), {})
     run: Callable[..., Any]
     if flow.isgenerator:
         run = run_generator_flow_async if flow.isasync else run_generator_flow_sync
     else:
         run = run_flow_async if flow.isasync else run_flow_sync
-    return run(flow, flow_run, parameters, wait_for, return_type, live=live)
+    if error_logger is None:
+        return run(flow, flow_run, parameters, wait_for, return_type, live=live)
+    with _told(flow, error_logger):
+        outcome = run(flow, flow_run, parameters, wait_for, return_type, live=live)
+    return _awaited(flow, outcome, error_logger) if flow.isasync and not flow.isgenerator else outcome
+
+
+@contextmanager
+def _told(flow: Flow[Any, Any], error_logger: Any) -> Iterator[None]:
+    try:
+        yield
+    except (Pause, Abort):
+        raise
+    except BaseException as error:  # told, and raised again
+        error_logger.error("Flow %r raised %r", flow.name, error, exc_info=error)
+        raise
+
+
+async def _awaited(flow: Flow[Any, Any], outcome: Any, error_logger: Any) -> Any:
+    with _told(flow, error_logger):
+        return await outcome
 
 
 # ------------------------------------------------------------------------------------- in a process of its own

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from microflow.client.orchestration import current_client
 from microflow.context import FlowRunContext, TaskRunContext, get_run_context
 from microflow.entrypoints import load_entrypoint
 from microflow.exceptions import CancelledRun, FailedRun, NoSpace, Pause, PausedRun
+from microflow.flow_engine import run_flow
 from microflow.flow_runs import cancel_flow_run, rerun
 from microflow.states import Cancelled, Completed, Failed, Paused, Running, State, StateType
 from microflow.task_runners import ThreadPoolTaskRunner
@@ -392,6 +394,28 @@ def test_a_run_that_waits_for_its_retry_can_be_cancelled_meanwhile(colour, monke
         colour.run(main)
     threads[0].join(PATIENCE)
     assert flow_states()[-2:] == ["AwaitingRetry", "Cancelled"]
+
+
+def test_a_flow_that_is_run_without_parameters_takes_its_defaults():
+    @flow
+    def main(number: int = 4) -> int:
+        return number
+
+    assert run_flow(main) == 4
+    assert fold().flow_run.parameters == {"number": 4}
+
+
+@both
+def test_an_error_logger_is_told_once_what_a_run_raised(colour, caplog):
+    def failing():
+        raise ValueError("no good")
+
+    logger = logging.getLogger("of the program")
+    with pytest.raises(ValueError, match="no good"):
+        colour.run(lambda: run_flow(colour.flow(failing, name="failing"), error_logger=logger))
+    (told,) = [record for record in caplog.records if record.name == "of the program"]
+    assert told.levelname == "ERROR"
+    assert told.getMessage() == "Flow 'failing' raised ValueError('no good')"
 
 
 def test_an_error_that_is_no_refusal_of_the_own_log_fails_the_flow():

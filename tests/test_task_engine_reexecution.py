@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -97,6 +98,24 @@ class TestAtMostOnce:
         run(rerun(main, run_id))
         assert witness["tried"] == 2
         assert task_states("pay")[0][-1] == "Completed"
+
+    @both
+    def test_a_call_that_completed_and_whose_result_was_not_kept_is_not_run_again_either(self, colour: Colour):
+        witness = Witness()
+
+        @colour.task(at_most_once=True)
+        def pay():
+            witness.saw("paid")
+            return threading.Lock()
+
+        main = flow_of(colour, pay)
+        with pytest.warns(RuntimeWarning, match="cannot be kept"):
+            run_id = killed(main, 4)
+        assert task_states("pay") == [["Pending", "Running", "Completed"]]
+        state = run(rerun(main, run_id)).data.load().unwrap()
+        assert isinstance(state.data, InterruptedRun)
+        assert "its result was not kept" in str(state.data)
+        assert witness["paid"] == 1
 
     @both
     def test_without_the_option_a_call_without_an_end_runs_again(self, colour: Colour):

@@ -253,7 +253,7 @@ class BaseTaskRunEngine(TaskTransitions[R]):
 
     def asset_context(self) -> Any:
         """The scope of what an attempt reads and makes outside; see ``assets``."""
-        from .assets import attempt_context  # only runs that have to do with assets
+        from ._assets import attempt_context  # only runs that have to do with assets
 
         return attempt_context(self)
 

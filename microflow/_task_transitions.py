@@ -279,12 +279,12 @@ class TaskTransitions(Generic[R]):
         await self._sync()
         self._raised = error
 
-    def handle_crash(self, error: BaseException) -> None:
+    def handle_crash(self, exc: BaseException) -> None:
         """Record that the run was interrupted. Not retried; the interrupt goes on to the caller."""
-        state = exception_to_crashed_state(error)
+        state = exception_to_crashed_state(exc)
         self._log(ERROR, "Crash detected! %s", state.message)
-        self._log(DEBUG, "Crash details:", error=error)
-        self._raised = error
+        self._log(DEBUG, "Crash details:", error=exc)
+        self._raised = exc
         if self.task_run is not None and (self.task_run.state is None or not self.state.is_final()):
             try:
                 self.set_state(state, force=True)

@@ -115,7 +115,7 @@ def new_call(
         if ended is not None:
             task_run.state = ended
             if task._asset_deps or task.assets or flow_context.task_run_assets:
-                from .assets import AssetContext  # only runs that have to do with assets
+                from ._assets import AssetContext  # only runs that have to do with assets
 
                 # what flows into the runs after it is as it was; nothing is noted again
                 AssetContext.from_task_and_inputs(task, run_id, inputs)

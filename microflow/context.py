@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .client.orchestration import SyncClient
     from .flows import Flow
     from .results import ResultStore
+    from .settings import Settings
     from .task_runners import TaskRunner
     from .tasks import Task
 
@@ -220,6 +221,39 @@ class TagsContext(ContextModel):
     def __init__(self, current_tags: set[str]) -> None:
         super().__init__()
         self.current_tags = current_tags
+
+
+class SettingsContext(ContextModel):
+    """The settings that hold here. ``get()`` gives those that hold now; those of one that is entered hold in it."""
+
+    __slots__ = ("_temporary", "settings")
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__()
+        self.settings = current_settings() if settings is None else settings
+        self._temporary: list[temporary_settings] = []
+
+    @classmethod
+    def get(cls) -> SettingsContext:
+        """The settings that hold now. Never None."""
+        return cls()
+
+    def __enter__(self) -> SettingsContext:
+        temporary = temporary_settings(**self.settings.as_dict())
+        temporary.__enter__()
+        self._temporary.append(temporary)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._temporary:
+            raise RuntimeError("Asymmetric use of context. It was not entered.")
+        self._temporary.pop().__exit__(kind, error, trace)
+
+    def copy(self) -> SettingsContext:
+        """A copy that is not entered."""
+        return SettingsContext(self.settings)
 
 
 def current_tags() -> set[str]:

@@ -176,7 +176,7 @@ class Task(Definition, Generic[P, R_co]):
         """The assets that the task reads beside those of its upstreams."""
         if not self._asset_deps:
             return []
-        assets = import_module(".assets", __package__)  # only programs with assets load it
+        assets = import_module("._assets", __package__)  # only programs with assets load it
         return [assets.Asset(dep) if isinstance(dep, str) else dep for dep in self._asset_deps]
 
     def with_options(self, **options: Unpack[TaskOptions]) -> Task[P, R_co]:

@@ -10,13 +10,13 @@ from uuid import uuid4
 
 import pytest
 
-from microflow.assets import Asset, AssetContext, add_asset_metadata
+from microflow.assets import Asset, AssetContext, MaterializingTask, add_asset_metadata
+from microflow.assets import materialize as made_by_assets
 from microflow.client.orchestration import current_client, get_client
 from microflow.exceptions import ObjectNotFound
 from microflow.flow_runs import rerun
 from microflow.flows import Flow
 from microflow.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Retrying
-from microflow.tasks import Task
 from tests.behaviour_support import pins
 from tests.support import Colour, both, count_appends, death_after, flow_run_ids, memory_home, run
 
@@ -27,17 +27,9 @@ RAW, TABLE, REPORT = "s3://raw/data", "postgres://db/table", "https://reports/da
 SUCCEEDED, FAILED, REFERENCED = "asset.materialization.succeeded", "asset.materialization.failed", "asset.referenced"
 
 
-class Materializing(Task[Any, Any]):
-    """A task that makes assets."""
-
-    def __init__(self, fn: Any, *keys: str, by: str | None = None, **options: Any) -> None:
-        super().__init__(fn, **options)
-        self.assets = [Asset(key) for key in keys]
-        self.materialized_by = by
-
-
 def materialize(colour: Colour, *keys: str, **options: Any) -> Any:
-    return lambda body: Materializing(colour.function(body), *keys, **options)
+    """Like ``@materialize``."""
+    return lambda body: made_by_assets(*keys, **options)(colour.function(body))
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +47,21 @@ def events(**where: Any) -> list[tuple[Any, ...]]:
 
 
 # ------------------------------------------------------------------------------------- events
+
+
+def test_options_of_the_asset_tasks_are_kept_and_replaced():
+    @made_by_assets(RAW, by="dbt", retries=2, asset_deps=[TABLE])
+    def made():
+        return 1
+
+    same, other = made.with_options(name="same"), made.with_options(assets=[Asset(REPORT)], materialized_by=None)
+    assert isinstance(same, MaterializingTask)
+    assert (same.assets, same.materialized_by, same.name, same.retries) == ([Asset(RAW)], "dbt", "same", 2)
+    assert (other.assets, other.materialized_by, other.asset_deps) == ([Asset(REPORT)], None, [Asset(TABLE)])
+    assert other.with_options(retries=0).assets == [Asset(REPORT)]
+    assert made.assets == [Asset(RAW)]
+    with pytest.raises(TypeError, match="at least one asset"):
+        made_by_assets()
 
 
 @both
@@ -381,7 +388,7 @@ def test_a_generator_task_makes_assets_when_it_has_ended(colour):
         assert events() == []
         yield 2
 
-    making = Materializing(anumbers if colour.isasync else numbers, TABLE)
+    making = MaterializingTask(anumbers if colour.isasync else numbers, assets=[TABLE])
 
     def main() -> int:
         return sum(making())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Futures, task runners and the waiter have every name that the reference's pages document, with its parameters.
+"""The task engine, futures, runners and the waiter have every name that the pages document, with its parameters.
 
 What stands here is copied from those pages: names, the order of parameters and their defaults. An own parameter may
 follow the documented ones if it has a default.
@@ -23,7 +23,52 @@ RESULT = "timeout=None, raise_on_failure=True"
 SUBMIT = "task, parameters, wait_for=None, dependencies=None"
 MAP = "task, parameters, wait_for=None"
 
+RUN = (
+    "task, task_run_id=None, task_run=None, parameters=None, wait_for=None, return_type=result, dependencies=None, "
+    "context=None"
+)
+ENGINE_BASE: dict[str, str | None] = {
+    "compute_transaction_key": "",
+    "handle_rollback": "txn",
+    "is_cancelled": "",
+    "is_running": "",
+    "log_finished_message": "",
+    "record_terminal_state_timing": "state",
+    "state": None,
+}
+ENGINE: dict[str, str | None] = {
+    "asset_context": "",
+    "begin_run": "",
+    "call_hooks": "state=None",
+    "call_task_fn": "transaction",
+    "can_retry": "exc_or_state",
+    "client": None,
+    "handle_crash": "exc",
+    "handle_exception": "exc",
+    "handle_retry": "exc_or_state",
+    "handle_success": "result, transaction",
+    "handle_timeout": "exc",
+    "initialize_run": "task_run_id=None, dependencies=None",
+    "result": "raise_on_failure=True",
+    "run_context": "",
+    "set_state": "state, force=False",
+    "setup_run_context": "client=None",
+    "start": "task_run_id=None, dependencies=None",
+    "transaction_context": "",
+    "wait_until_ready": "",
+}
+
 PAGES: dict[str, dict[str, str | dict[str, str | None]]] = {
+    "task_engine": {
+        "run_task": RUN,
+        "run_task_sync": RUN,
+        "run_task_async": RUN,
+        "run_generator_task_sync": RUN,
+        "run_generator_task_async": RUN,
+        "BaseTaskRunEngine": ENGINE_BASE,
+        "SyncTaskRunEngine": {**ENGINE_BASE, **ENGINE},
+        "AsyncTaskRunEngine": {**ENGINE_BASE, **ENGINE},
+    },
     "futures": {
         "as_completed": "futures, timeout=None",
         "wait": "futures, timeout=None",

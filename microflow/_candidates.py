@@ -6,6 +6,8 @@ when the entry is new, and again only when something may have changed:
 
 * a run that another process works on is looked at again when that process has died (asked once a second for each
   process, not for each run), and every few seconds in case it let go;
+* one that this worker has taken and could not bring to an end (its log refused a record), and one whose log could not
+  be read, is looked at again every few seconds too, since whatever it was may be over;
 * a run whose upstream runs have not ended becomes a candidate when the last of them has, and takes no slot before;
 * a run that is scheduled for later, or that waits for its retry, is a candidate from that moment on.
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 OWNERS_CHECK = 1.0  # seconds between two looks whether other workers are alive
 LOOK_AGAIN = 5.0  # seconds after which what others work on is looked at again in any case
+MOST_TRIES = 4  # how often one worker takes the same run
 TICK = 50_000_000  # nanoseconds that the clock of a file system may lag behind
 RELIST = 0.1  # seconds between two listings while there is something to do
 
@@ -51,6 +54,9 @@ class Candidates:
         self._known: set[str] = set()
         self._ready: list[tuple[int, str]] = []  # a heap: when it is due, the run
         self._elsewhere: dict[str, str] = {}  # run -> the token of the process that works on it
+        self._tries: dict[str, int] = {}  # run -> how often it was to be taken here
+        self._taken: set[str] = set()
+        self._unreadable: set[str] = set()
         # runs that wait for others, and how to end that; an upstream's end is told in any thread
         self._waiting: dict[str, _Unmet] = {}
         self._met: list[str] = []
@@ -77,6 +83,9 @@ class Candidates:
         names = self._queue.names()
         for run_id in self._known - names:
             self._forget(run_id)
+            self._tries.pop(run_id, None)
+            self._taken.discard(run_id)
+            self._unreadable.discard(run_id)
         for run_id in names - self._known:
             self.look_at(run_id)
 
@@ -90,6 +99,10 @@ class Candidates:
                 alive[token] = self._client.store.is_alive(token)
             if again or not alive[token]:
                 self.look_at(run_id)
+        if again:
+            for run_id in [*self._taken, *self._unreadable]:
+                if run_id not in self._client.owned and self._tries.get(run_id, 0) < MOST_TRIES:
+                    self.look_at(run_id)
 
     def look_at(self, run_id: str) -> None:
         """Read the log of a run, and put the run where it belongs."""
@@ -98,15 +111,22 @@ class Candidates:
         try:
             run = self._client.fold(run_id)
         except MicroflowException as problem:
-            get_logger("worker").warning("the queued run %s cannot be read: %s", run_id, problem)
+            if run_id not in self._unreadable:
+                get_logger("worker").warning("the queued run %s cannot be read: %s", run_id, problem)
+            self._unreadable.add(run_id)
             return
         finally:
             if run_id not in self._client.owned:
                 self._client.store.close(run_id)
+        self._unreadable.discard(run_id)
         state = run.flow_run.state
+        if run_id in self._client.owned:
+            self._taken.add(run_id)
+            return
+        self._taken.discard(run_id)
         if has_ended(state):  # whoever ended it died before it could say so
             self._queue.take(run_id)
-        elif run_id in self._client.owned or not self._is_served(run):
+        elif not self._is_served(run):
             pass
         elif run.owner is not None and self._client.is_alive(run):
             self._elsewhere[run_id] = run.owner
@@ -131,6 +151,8 @@ class Candidates:
         while self._ready and self._ready[0][0] <= now_us():
             _, run_id = heappop(self._ready)
             if run_id in self._known and run_id not in self._elsewhere and run_id not in self._waiting:
+                self._tries[run_id] = self._tries.get(run_id, 0) + 1
+                self._taken.add(run_id)
                 return run_id
         return None
 

@@ -273,6 +273,8 @@ def earlier_end(
     last = history.last
     if last is None or last["type"] not in ("COMPLETED", "FAILED") or str(run_id) in live.run.dropped:
         return None, True
+    if history.rolled_back:  # what it did outside was undone: its value alone is half of it
+        return None, True
     state = live.run.task_states(str(run_id))[-1]
     if state.data is None and not state.state_details.returned_state:
         return None, True

@@ -35,12 +35,12 @@ The rule for locks (SERIALIZABLE): got when entering, given back once, by whatev
 an exit that leaves nothing to be decided. The lock is a lease, so user code runs while it is held (invariant I9).
 
 In the log a ``committed`` note follows the commit of a task run (``after_commit``), ``rolled_back`` its hooks. A call
-that is handed back without the first joins the transaction around it again: hooks run at least once.
+that is handed back without the first joins the transaction around it again: hooks run at least once. One with the
+second is executed again.
 
-Known holes: what a child committed EAGER, or before a later sibling's commit failed, stays. A call that was rolled back
-because of an interrupt is handed back as done if the process is then killed before the crash is on record; an
-operator's resume of a run that ended runs it again. Hooks are not part of the transaction they belong to: what they
-call opens transactions of its own.
+Known holes: what a child committed EAGER, or before a later sibling's commit failed, stays. A call whose process is
+killed between its rollback hooks and the note is handed back as done. Hooks are not part of the transaction they
+belong to: what they call opens transactions of its own.
 """
 
 from __future__ import annotations

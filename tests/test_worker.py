@@ -539,6 +539,47 @@ class TestProcesses:
         with TaskWorker(served.add):
             assert future.result(timeout=PATIENCE) == 2
 
+    def test_a_run_whose_end_could_not_be_recorded_is_run_again_by_the_same_worker(self, home, monkeypatch):
+        monkeypatch.setattr("microflow._candidates.LOOK_AGAIN", 0.05)
+        monkeypatch.setattr("microflow._candidates.OWNERS_CHECK", 0.05)
+        store_type, refused = type(current_client().store), list[int]()
+        real = store_type.append
+
+        def append(self, run_id, bodies, **options):
+            if not refused and any(body.get("type") == "COMPLETED" for body in bodies):
+                refused.append(1)
+                raise StorageError("the disk is full")
+            return real(self, run_id, bodies, **options)
+
+        monkeypatch.setattr(store_type, "append", append)
+        future = served.add.delay(1)
+        with TaskWorker(served.add):
+            assert future.result(timeout=PATIENCE) == 2
+        assert refused
+        assert states_of(future) == ["Scheduled", "Running", "Running", "Completed"]
+
+    def test_a_log_that_cannot_be_read_for_a_while_is_read_later_and_complained_of_once(
+        self, home, monkeypatch, caplog
+    ):
+        monkeypatch.setattr("microflow._candidates.LOOK_AGAIN", 0.05)
+        monkeypatch.setattr("microflow._candidates.OWNERS_CHECK", 0.05)
+        with TaskWorker(served.add) as worker:
+            client_type, tried = type(worker.client), list[int]()
+            real = client_type.fold
+
+            def fold(self, run_id):
+                if threading.current_thread().name == "microflow worker" and len(tried) < 3:
+                    tried.append(1)
+                    raise StorageError("out of reach")
+                return real(self, run_id)
+
+            monkeypatch.setattr(client_type, "fold", fold)
+            assert served.add.delay(1).result(timeout=PATIENCE) == 2
+        assert len(tried) == 3
+        assert [each.message for each in caplog.records].count(
+            next(each.message for each in caplog.records if "out of reach" in each.message)
+        ) == 1
+
     @pins("futures_runners", 110)
     def test_the_runs_of_a_killed_worker_are_run_by_another_and_who_waits_goes_on_waiting(self, workers, tmp_path):
         future = served.when_told.delay(str(tmp_path), "a")

@@ -245,12 +245,12 @@ class TestAppends:
     def test_an_alarm_waits_for_the_end_of_an_append(self, monkeypatch):
         """Broken if an append could be cut in half: memory and log would differ."""
         store: Any = current_client().store
-        real, cut = store.append, Witness()
+        real, cut, limit = store.append, Witness(), 10 * SHORT  # long enough to come to the append
 
         def slow_append(run_id: str, bodies: list[dict[str, Any]], **kwargs: Any) -> Any:
             if any(body.get("type") == "RUNNING" and "run" in body for body in bodies) and "inner" in str(bodies):
                 try:
-                    until = time.monotonic() + 4 * SHORT
+                    until = time.monotonic() + 1.5 * limit
                     while time.monotonic() < until:
                         time.sleep(SHORT / 10)
                 except BaseException:
@@ -262,7 +262,7 @@ class TestAppends:
         def inner():
             time.sleep(PATIENCE)
 
-        @task(timeout_seconds=SHORT)
+        @task(timeout_seconds=limit)
         def outer():
             inner()
 

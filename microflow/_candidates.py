@@ -9,7 +9,8 @@ when the entry is new, and again only when something may have changed:
 * one that this worker has taken and could not bring to an end (its log refused a record), and one whose log could not
   be read, is looked at again every few seconds too, since whatever it was may be over;
 * a run whose upstream runs have not ended becomes a candidate when the last of them has, and takes no slot before;
-* a run that is scheduled for later, or that waits for its retry, is a candidate from that moment on.
+* a run that is scheduled for later, or that waits for its retry, is a candidate from that moment on;
+* a flow run that is paused without a process leaves the queue; whoever resumes it puts it back.
 
 Candidates are taken in the order of their scheduled time. The folder of the queue is listed only when it was
 changed: asking costs about 2 µs. A change in the tick of the file system's clock in which it was listed bears the same
@@ -60,6 +61,7 @@ class Candidates:
         # runs that wait for others, and how to end that; an upstream's end is told in any thread
         self._waiting: dict[str, _Unmet] = {}
         self._met: list[str] = []
+        self._leaving: set[str] = set()  # suspended runs whose process has not let go yet: asked about every second
         self._stamp = -1
         self._uncertain = True
         self._listed = self._owners_asked = self._looked_again = 0.0
@@ -97,12 +99,16 @@ class Candidates:
         for run_id, token in list(self._elsewhere.items()):
             if token not in alive:
                 alive[token] = self._client.store.is_alive(token)
-            if again or not alive[token]:
+            if again or not alive[token] or run_id in self._leaving:
                 self.look_at(run_id)
         if again:
             for run_id in [*self._taken, *self._unreadable]:
                 if run_id not in self._client.owned and self._tries.get(run_id, 0) < MOST_TRIES:
                     self.look_at(run_id)
+
+    def look_again_at(self, run_id: str) -> None:
+        """Have a run looked at by the next ``refresh``. Any thread may call this."""
+        self._met.append(run_id)
 
     def look_at(self, run_id: str) -> None:
         """Read the log of a run, and put the run where it belongs."""
@@ -130,6 +136,12 @@ class Candidates:
             pass
         elif run.owner is not None and self._client.is_alive(run):
             self._elsewhere[run_id] = run.owner
+            if state is not None and (state.is_suspended() or state.is_resuming()):
+                self._leaving.add(run_id)
+        elif state is not None and state.is_paused():
+            self._known.discard(run_id)
+            self._tries.pop(run_id, None)
+            self._client.dequeue(run_id)
         else:
             unmet = _Unmet(run, self._client, self._met) if run.is_task else None
             if unmet is not None and unmet.begin():
@@ -142,6 +154,7 @@ class Candidates:
     def _forget(self, run_id: str) -> None:
         self._known.discard(run_id)
         self._elsewhere.pop(run_id, None)
+        self._leaving.discard(run_id)
         unmet = self._waiting.pop(run_id, None)
         if unmet is not None:
             unmet.end()

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from .worker import TaskWorker
+    from .worker import Worker
 
 
 class StatusServer:
     """``with StatusServer(worker, port) as server:`` it answers, on 127.0.0.1 only. Port 0 is any free one; ``port`` is
     the one that was taken."""
 
-    def __init__(self, worker: TaskWorker, port: int) -> None:
+    def __init__(self, worker: Worker, port: int) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 """Answer one request."""

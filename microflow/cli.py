@@ -52,8 +52,7 @@ from .flows import Flow, load_flow_from_entrypoint
 from .serializers import to_json
 from .settings import current_settings
 from .states import Pending, State, StateType
-from .tasks import Task
-from .worker import serve
+from .worker import Worker, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -157,9 +156,10 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--no-run", action="store_true", help="only mark a suspended run as resumed")
     cancel = add("cancel", cancel_command, "ask a flow run to stop; a running one does so at its next task call")
     cancel.add_argument("run", metavar="RUN", help="the id of a flow run, or its unique beginning")
-    words = "take deferred task runs from the queue and run them, until SIGTERM or Ctrl-C"
+    words = "run deferred task runs and scheduled, resumed and orphaned flow runs, until SIGTERM or Ctrl-C"
     serve = add("serve", serve_command, words)
-    serve.add_argument("targets", metavar="TARGET", nargs="+", help="path.py:task or module:task")
+    words = "path.py:name or module:name of a task or flow, or the name of a deployment: flow/name"
+    serve.add_argument("targets", metavar="TARGET", nargs="+", help=words)
     serve.add_argument("--limit", type=_limit, default=10, metavar="N", help="how many run at a time (10), or none")
     serve.add_argument("--status-port", type=int, metavar="PORT", help="answer GET /status on this port")
     gc = add("gc", gc_command, "delete flow runs that ended long ago")
@@ -258,12 +258,25 @@ def _report_request(options: argparse.Namespace, run: Run) -> int:
 
 def serve_command(options: argparse.Namespace, client: SyncClient) -> int:
     """``serve TARGET …``. What runs when it is told to stop is finished."""
-    tasks = [load_entrypoint(target) for target in options.targets]
-    for target, task in zip(options.targets, tasks, strict=True):
-        if not isinstance(task, Task):
-            raise UsageError(f"{target} is a {type(task).__name__}, no task")
-    serve(*tasks, limit=options.limit, status_server_port=options.status_port, _sync=True)
+    served = [_served(target, client) for target in options.targets]
+    for count, target in enumerate(options.targets, 1):
+        try:
+            Worker(*served[:count])
+        except (TypeError, ValueError) as refused:  # it is no task or flow, or the second flow of that name
+            raise UsageError(f"{target}: {refused}") from refused
+    serve(*served, limit=options.limit, status_server_port=options.status_port, _sync=True)
     return COMPLETED
+
+
+def _served(target: str, client: SyncClient) -> Any:
+    """What a target names; the code that a deployment names is imported only if nobody else can have written that."""
+    if ":" in target or "/" not in target or target.endswith(".py"):
+        return load_entrypoint(target)
+    deployment = client.read_deployment(target)
+    if deployment.entrypoint is None:
+        raise UsageError(f"deployment {target} does not say where its flow is; name the flow itself: path.py:flow")
+    _check_private(client, deployment.entrypoint)
+    return load_entrypoint(deployment.entrypoint)
 
 
 def _limit(text: str) -> int | None:
@@ -408,12 +421,16 @@ def _entrypoint(run: Run, client: SyncClient) -> str:
     entrypoint = run.flow_run.entrypoint
     if entrypoint is None:
         raise UsageError(f"flow run {run.run_id} does not say where its flow is; name it with --code path.py:flow")
+    _check_private(client, f"--code {entrypoint}")
+    return entrypoint
+
+
+def _check_private(client: SyncClient, cure: str) -> None:
     if not client.store.private:
         raise UsageError(
-            f"others can write to {client.store.location}, so the code that a log names there is not imported; "
-            f"name the flow yourself: --code {entrypoint}"
+            f"others can write to {client.store.location}, so the code that is named there is not imported; "
+            f"name the flow yourself: {cure}"
         )
-    return entrypoint
 
 
 def _run_again(options: argparse.Namespace, client: SyncClient, run: Run) -> tuple[Run, State[Any]] | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, overload
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from ._serving import ToBeDeployed
     from .coercion import Checks
     from .states import State
 
@@ -218,6 +220,44 @@ class Flow(Definition, Generic[P, R_co]):
         """The parameters in plain JSON, for people; what JSON cannot carry is ``"<TypeName>"``, never an error."""
         bound = self.bound_names
         return {name: plain(value) for name, value in parameters.items() if name not in bound}
+
+    # --------------------------------------------------------------------------------------------- serving
+
+    def to_deployment(
+        self,
+        name: str | None = None,
+        *,
+        parameters: dict[str, Any] | None = None,
+        tags: Iterable[str] = (),
+        description: str | None = None,
+        version: str | None = None,
+    ) -> ToBeDeployed:
+        """The flow with a deployment, for :func:`~microflow.worker.serve`, which writes it when it begins. The flow's
+        name unless `name` is given; of a file name like ``__file__`` the stem."""
+        from ._serving import ToBeDeployed  # few programs serve
+
+        name = self.name if name is None else name
+        name = os.path.splitext(os.path.basename(name))[0] if name.endswith(".py") else name
+        return ToBeDeployed(self, name, parameters=parameters, tags=tags, description=description, version=version)
+
+    def serve(
+        self,
+        name: str | None = None,
+        *,
+        parameters: dict[str, Any] | None = None,
+        tags: Iterable[str] = (),
+        description: str | None = None,
+        version: str | None = None,
+        limit: int | None = 5,
+        timeout: float | None = None,
+    ) -> Any:
+        """Deploy the flow under `name` and run its runs, at most `limit` at a time, until SIGTERM or Ctrl-C, or for
+        `timeout` seconds: all runs of the flow, whatever made them. In async code a coroutine. Several flows, and
+        tasks, are served together by :func:`~microflow.worker.serve`."""
+        from .worker import serve  # few programs serve
+
+        deployed = self.to_deployment(name, parameters=parameters, tags=tags, description=description, version=version)
+        return serve(deployed, limit=limit, timeout=timeout)
 
     # ----------------------------------------------------------------------------------------- what it is
 

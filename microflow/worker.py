@@ -16,8 +16,9 @@ A run is claimed only when a slot is free for it: what is more than `limit` stay
 that waits for another one gives its slot back, as everywhere. SIGTERM and the first Ctrl-C end the taking; what
 runs is finished, the rest is left.
 
-Which thread runs what: the worker's own thread looks and claims; blocking tasks run in threads of the pool, coroutine
-tasks on its loop. What kinds of runs can be served is said by :class:`Serving`.
+Which thread runs what: the worker's own thread looks and claims; blocking tasks and flows run in threads of the pool,
+coroutines on its loop. What kinds of runs can be served is said by ``_serving``. A worker that serves flows also looks
+through the home, now and then, for runs that the queue does not name (``_sweep``).
 """
 
 from __future__ import annotations
@@ -29,20 +30,17 @@ import threading
 import time
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ._candidates import Candidates
 from ._pool import LoopThread, Pool, PoolSlot
-from ._waits import SLOT, AsyncioWaits, StopSignal, choose_async, now_us, to_datetime
-from .calls import Call
-from .client.deferred import carried_by
+from ._serving import AllOf, DeferredTasks, Leaving, ServedFlows, Serving, ToBeDeployed, Work, failure
+from ._sweep import Sweep
+from ._waits import SLOT, AsyncioWaits, choose_async, now_us, to_datetime
 from .client.orchestration import current_client, host_name
-from .context import tags
-from .entrypoints import entrypoint_of
-from .exceptions import Abort, LogError, MicroflowException, StorageError, describe
+from .exceptions import Abort, LogError, MicroflowException, StorageError
 from .logging import get_logger
-from .states import Crashed, State, exception_to_failed_state
-from .task_engine import run_call
+from .states import Crashed, State
 from .task_runs import has_ended
 
 if TYPE_CHECKING:
@@ -50,139 +48,29 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
     from types import FrameType, TracebackType
+    from typing import TypeAlias
     from uuid import UUID
 
-    from .client.fold import Run
+    from typing_extensions import Self
+
     from .client.live import LiveRun
     from .client.objects import TaskRun
     from .client.orchestration import SyncClient
+    from .flows import Flow
     from .tasks import Task
+
+    #: what can be served
+    Served: TypeAlias = Task[Any, Any] | Flow[Any, Any] | ToBeDeployed
 
 #: how often a run is taken over from a process that died with it
 MOST_TAKEOVERS = 3
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.010
 
 
-class Leaving(StopSignal):
-    """Set when a worker stops: what waits for its retry is left to others, where it stands. Nothing is cancelled."""
-
-    def is_set(self) -> bool:
-        """Whether runs are to be cancelled: never."""
-        return False
-
-    def woke(self) -> None:
-        """Leave the run."""
-        raise Abort("the worker stops; the retry is left to others")
-
-
-class Serving(Protocol):
-    """One kind of runs that a worker can serve."""
-
-    def serves(self, run: Run) -> bool:
-        """Whether the queued run is one of these."""
-
-    def work(self, live: LiveRun, leaving: Leaving) -> Work:
-        """What runs a run that was claimed. What is wrong with the run is recorded in it, and raised by nobody."""
-
-
-class Work(Protocol):
-    """One claimed run."""
-
-    isasync: bool
-    key: str
-
-    def run(self) -> State[Any] | None:
-        """Run it to its end in this thread; its final state."""
-
-    async def run_async(self) -> State[Any] | None:
-        """Run it to its end on the loop of this thread."""
-
-    def fail(self, error: BaseException) -> State[Any] | None:
-        """The engine raised, before or after it could record an end: record one, unless there is one."""
-
-
-class DeferredTasks:
-    """Serves the deferred runs of some tasks. A run is one of a task's when their keys agree, or else, after an edit,
-    their entrypoints."""
-
-    def __init__(self, tasks: tuple[Task[Any, Any], ...]) -> None:
-        self.by_key = {task.task_key: task for task in tasks}
-        places = {entrypoint_of(task.fn): task for task in tasks}
-        places.pop(None, None)
-        self._by_place = places
-
-    def task_of(self, run: Run) -> Task[Any, Any] | None:
-        """The task whose run this is."""
-        return self.by_key.get(run.header.get("task", "")) or self._by_place.get(run.header.get("entrypoint"))
-
-    def serves(self, run: Run) -> bool:
-        """Whether it is a deferred run of one of the tasks."""
-        return run.is_task and self.task_of(run) is not None
-
-    def work(self, live: LiveRun, leaving: Leaving) -> DeferredWork:
-        """What runs the claimed run."""
-        task = self.task_of(live.run)
-        assert task is not None, "only what is served is claimed"
-        return DeferredWork(task, live, leaving)
-
-
-class DeferredWork:
-    """One claimed run of a deferred task."""
-
-    def __init__(self, task: Task[Any, Any], live: LiveRun, leaving: Leaving) -> None:
-        self.task = task
-        self.key = task.task_key
-        self.isasync = task.isasync
-        self._live = live
-        self._leaving = leaving
-        task_run = live.run.task_run(live.run_id)
-        begun = task_run.state is not None and task_run.state.name not in ("Scheduled", "Pending")
-        self._call = Call(task_run, live, None, again=begun)
-
-    @contextmanager
-    def _started(self) -> Iterator[Any]:
-        """The engine's answer, in the context that the run was deferred in."""
-        given = carried_by(self._live.run)
-        with tags(*given.get("context", {}).get("tags", ())):
-            parameters, wait_for = given.get("parameters", {}), given.get("wait_for")
-            retries = _retries_of(self._live.run)
-            yield run_call(self._call, self.task, parameters, wait_for, self._leaving, retries)
-
-    def run(self) -> State[Any] | None:
-        """Run it to its end in this thread."""
-        with self._started() as state:
-            return self._call.task_run.state if state is None else state
-
-    async def run_async(self) -> State[Any] | None:
-        """Run it to its end on the loop of this thread."""
-        with self._started() as running:
-            state: State[Any] = await running
-            return state
-
-    def fail(self, error: BaseException) -> State[Any] | None:
-        """Record FAILED with the error, unless the run has an end."""
-        task_run = self._call.task_run
-        if not has_ended(task_run.state):
-            state = exception_to_failed_state(_exception(error), message="The deferred run could not be run:")
-            state.state_details.task_run_id = task_run.id
-            self._live.propose_task(task_run, [state], force=True)
-        return task_run.state
-
-
-def _retries_of(run: Run) -> int:
-    """How many retries of a run were begun, or decided on, before."""
-    names = [state.name for state in run.task_states(run.run_id)]
-    return names.count("Retrying") + (names[-1] == "AwaitingRetry")
-
-
-def _exception(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else RuntimeError(describe(error))
-
-
 class _Job:
     """A claimed run as a job of the pool."""
 
-    def __init__(self, worker: TaskWorker, work: Work, live: LiveRun) -> None:
+    def __init__(self, worker: Worker, work: Work, live: LiveRun) -> None:
         self.work = work
         self.isasync = work.isasync
         self.context = copy_context()
@@ -220,7 +108,7 @@ class _Job:
         try:
             if isinstance(error, (LogError, StorageError)):
                 raise error
-            state = self.work.fail(error)
+            state = self.work.end(failure(error))
         except (LogError, StorageError) as refused:  # the log does not take our word: somebody else is to look at it
             get_logger("worker").error("run %s is left to others: %s", self._live.run_id, refused)
             self._worker.client.abandon(self._live)
@@ -238,31 +126,33 @@ class _Job:
                 client.store.queue.take(self._live.run_id)
         except (LogError, StorageError) as problem:
             get_logger("worker").error("run %s could not be let go: %s", self._live.run_id, problem)
-        self._finish()
+        # suspended: it may have been resumed by now
+        self._finish(again=state is not None and (state.is_paused() or state.is_resuming()))
 
-    def _finish(self) -> None:
+    def _finish(self, *, again: bool = False) -> None:
         self._ended = True
-        self._worker._finished(self, self._live)
+        self._worker._finished(self, self._live, again)
 
 
-class TaskWorker:
-    """Runs deferred task runs of `tasks`, at most `limit` at a time (None: any number).
+class Worker:
+    """Runs deferred runs of tasks, and runs of flows that are scheduled, resumed, or were left behind by their process,
+    at most `limit` at a time (None: any number).
 
     ``start`` serves in the calling thread until ``stop`` is called or the time is up; ``with`` or ``async with`` serves
     in a thread of its own for the block."""
 
-    def __init__(self, *tasks: Task[Any, Any], limit: int | None = 10) -> None:
-        _check(tasks, limit)
-        self.tasks = tasks
+    def __init__(self, *served: Served, limit: int | None = 10) -> None:
+        self.tasks, self.flows, self._to_deploy = _sorted(served, limit)
         self.limit = limit
         self.client_id = f"{host_name()}-{os.getpid()}"
         self.client: SyncClient = current_client()
         self.started_at: datetime | None = None
         #: said to stop: nothing more is taken. An attribute, and no Event: it is set in signal handlers
         self.stopping = False
-        self.in_flight_task_runs: dict[str, dict[UUID, datetime]] = {task.task_key: {} for task in tasks}
-        self.finished_task_runs: dict[str, int] = {task.task_key: 0 for task in tasks}
-        self._serving: Serving = DeferredTasks(tasks)
+        self.in_flight_task_runs: dict[str, dict[UUID, datetime]] = {task.task_key: {} for task in self.tasks}
+        self.finished_task_runs: dict[str, int] = {task.task_key: 0 for task in self.tasks}
+        self._serving: Serving = AllOf(DeferredTasks(self.tasks), ServedFlows(self.flows))
+        self._candidates: Candidates | None = None
         self._leaving = Leaving()
         self._pool: Pool | None = None
         self._ring = threading.Event()
@@ -302,6 +192,7 @@ class TaskWorker:
             "current": self.current_tasks,
             "available": self.available_tasks,
             "tasks": sorted(task.task_key for task in self.tasks),
+            "flows": sorted(flow.name for flow in self.flows),
             "finished": finished,
             "in_flight": in_flight,
         }
@@ -315,13 +206,16 @@ class TaskWorker:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._pool = pool = Pool(self.limit or sys.maxsize, "microflow-worker")
         self.started_at, self.stopping, self._leaving = to_datetime(now_us()), False, Leaving()
-        candidates = Candidates(self.client, self._serving.serves)
+        candidates = self._candidates = Candidates(self.client, self._serving.serves)
+        sweep = Sweep(self.client, self._serving.serves) if self.flows else None
         patience: float | None = None
         try:
+            for each in self._to_deploy:
+                each.record(self.client)
             pause = SHORTEST_PAUSE
             while not self.stopping and (deadline is None or time.monotonic() < deadline):
                 try:
-                    if self._take_what_fits(candidates, pool):
+                    if self._take_what_fits(candidates, pool) or (sweep is not None and sweep.step()):
                         pause = SHORTEST_PAUSE
                 except StorageError as problem:  # it may be over soon: a full disk, a folder that cannot be reached
                     get_logger("worker").error("the queue cannot be read: %s", problem)
@@ -369,7 +263,7 @@ class TaskWorker:
         try:
             work = self._serving.work(live, self._leaving)
             job = _Job(self, work, live)
-            given_up = _give_up(live) if len(live.run.former_owners) > MOST_TAKEOVERS else None
+            given_up = work.end(_given_up(live)) if len(live.run.former_owners) > MOST_TAKEOVERS else None
         except BaseException:  # nobody has it then: the next worker is to see
             self.client.abandon(live)
             raise
@@ -379,8 +273,10 @@ class TaskWorker:
             job.let_go(given_up)
         return True
 
-    def _finished(self, job: _Job, live: LiveRun) -> None:
+    def _finished(self, job: _Job, live: LiveRun, again: bool) -> None:
         key = job.work.key
+        if again and self._candidates is not None:
+            self._candidates.look_again_at(live.run_id)
         with self._lock:
             self.in_flight_task_runs.get(key, {}).pop(live.run.flow_run.id, None)
             self.finished_task_runs[key] = self.finished_task_runs.get(key, 0) + 1
@@ -417,7 +313,7 @@ class TaskWorker:
 
     # ------------------------------------------------------------------------------------------ as a context
 
-    def __enter__(self) -> TaskWorker:
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=copy_context().run, args=(self.start,), name="microflow worker")
         self._thread.start()
         while self._pool is None and self._thread.is_alive():
@@ -431,7 +327,7 @@ class TaskWorker:
         if self._thread is not None:
             self._thread.join()
 
-    async def __aenter__(self) -> TaskWorker:
+    async def __aenter__(self) -> Self:
         return self.__enter__()
 
     async def __aexit__(
@@ -447,12 +343,33 @@ def _now() -> datetime:
     return moment
 
 
-def _check(tasks: tuple[Any, ...], limit: Any) -> None:
-    for task in tasks:
-        if not hasattr(task, "task_key"):
-            raise TypeError(f"only tasks can be served, not {task!r}")
+class TaskWorker(Worker):
+    """A worker that serves tasks only."""
+
+    def __init__(self, *tasks: Task[Any, Any], limit: int | None = 10) -> None:
+        for task in tasks:
+            if not hasattr(task, "task_key"):
+                raise TypeError(f"only tasks can be served, not {task!r}")
+        super().__init__(*tasks, limit=limit)
+
+
+def _sorted(
+    served: tuple[Any, ...], limit: Any
+) -> tuple[tuple[Task[Any, Any], ...], tuple[Flow[Any, Any], ...], tuple[ToBeDeployed, ...]]:
+    """Tasks, flows, and what is to be deployed of what was given; raises when something is wrong with it."""
+    tasks: list[Task[Any, Any]] = []
+    flows: list[Flow[Any, Any]] = []
+    for each in served:
+        flow: Any = each.flow if isinstance(each, ToBeDeployed) else each
+        if hasattr(flow, "task_key"):
+            tasks.append(flow)
+        elif hasattr(flow, "flow_run_name"):
+            flows.append(flow)
+        else:
+            raise TypeError(f"only tasks and flows can be served, not {each!r}")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be a whole number of at least 1, or None for any number; got {limit!r}")
+    return tuple(tasks), tuple(flows), tuple(each for each in served if isinstance(each, ToBeDeployed))
 
 
 def _claim_if_free(client: SyncClient, run_id: str) -> LiveRun | None:
@@ -464,31 +381,31 @@ def _claim_if_free(client: SyncClient, run_id: str) -> LiveRun | None:
     return client.append_claim(run, forced=False)
 
 
-def _give_up(live: LiveRun) -> State[Any]:
-    """Record that a run is not run again: dying before this append, the next worker does it."""
+def _given_up(live: LiveRun) -> State[Any]:
+    """The end of a run that is not run again. Dying before it is recorded, the next worker does that."""
     many = len(live.run.former_owners)
-    state: State[Any] = Crashed(message=f"{many} processes ended while they ran it; it is not run again.")
-    task_run = live.run.task_run(live.run_id)
-    state.state_details.task_run_id = task_run.id
-    live.propose_task(task_run, [state], force=True)
-    return state
+    return Crashed(message=f"{many} processes ended while they ran it; it is not run again.")
 
 
 # --------------------------------------------------------------------------------------------------- serve
 
 
 def serve(
-    *tasks: Task[Any, Any],
+    *served: Served,
     limit: int | None = 10,
     status_server_port: int | None = None,
     timeout: float | None = None,
     _sync: bool | None = None,
 ) -> Awaitable[None] | None:
-    """Take and run deferred runs of `tasks`, at most `limit` at a time, until SIGTERM or Ctrl-C, or for `timeout`
-    seconds; what runs then is finished, the rest is left for others. In async code a coroutine.
+    """Take and run runs of the tasks and flows given, at most `limit` at a time, until SIGTERM or Ctrl-C, or for
+    `timeout` seconds; what runs then is finished, the rest is left for others. In async code a coroutine.
+
+    Of tasks, deferred runs are taken; of flows, scheduled runs that are due, resumed ones, and those whose process
+    died, which are taken over up to three times and then recorded CRASHED. What ``flow.to_deployment(name)`` gives is
+    deployed first. Flows are served by name: ValueError when two have the same.
 
     With `status_server_port`, ``GET http://127.0.0.1:<port>/status`` says what the worker does."""
-    worker = TaskWorker(*tasks, limit=limit)
+    worker = Worker(*served, limit=limit)
     if choose_async(_sync):
         return _serve_async(worker, status_server_port, timeout)
     _serve(worker, status_server_port, timeout)
@@ -496,13 +413,13 @@ def serve(
 
 
 async def aserve(
-    *tasks: Task[Any, Any], limit: int | None = 10, status_server_port: int | None = None, timeout: float | None = None
+    *served: Served, limit: int | None = 10, status_server_port: int | None = None, timeout: float | None = None
 ) -> None:
     """The coroutine form of :func:`serve`."""
-    await _serve_async(TaskWorker(*tasks, limit=limit), status_server_port, timeout)
+    await _serve_async(Worker(*served, limit=limit), status_server_port, timeout)
 
 
-def _watched(worker: TaskWorker, port: int | None) -> AbstractContextManager[Any]:
+def _watched(worker: Worker, port: int | None) -> AbstractContextManager[Any]:
     if port is None:
         return nullcontext()
     from ._worker_status import StatusServer  # loads a web server: only for workers that are watched
@@ -510,15 +427,15 @@ def _watched(worker: TaskWorker, port: int | None) -> AbstractContextManager[Any
     return StatusServer(worker, port)
 
 
-def _serve(worker: TaskWorker, port: int | None, timeout: float | None) -> None:
-    names = ", ".join(repr(task.name) for task in worker.tasks)
+def _serve(worker: Worker, port: int | None, timeout: float | None) -> None:
+    names = ", ".join(repr(each.name) for each in (*worker.tasks, *worker.flows))
     get_logger("worker").info("worker %s serves %s", worker.client_id, names)
     with _watched(worker, port), _stopped_by_signals(worker):
         worker.start(timeout)
     get_logger("worker").info("worker %s has stopped", worker.client_id)
 
 
-async def _serve_async(worker: TaskWorker, port: int | None, timeout: float | None) -> None:
+async def _serve_async(worker: Worker, port: int | None, timeout: float | None) -> None:
     with _watched(worker, port), _stopped_by_signals(worker):
         try:
             await AsyncioWaits().block(worker.start, timeout)
@@ -527,7 +444,7 @@ async def _serve_async(worker: TaskWorker, port: int | None, timeout: float | No
 
 
 @contextmanager
-def _stopped_by_signals(worker: TaskWorker) -> Iterator[None]:
+def _stopped_by_signals(worker: Worker) -> Iterator[None]:
     """SIGTERM and the first Ctrl-C stop the worker; a second Ctrl-C interrupts. Only the main thread can do that."""
     if threading.current_thread() is not threading.main_thread():
         yield

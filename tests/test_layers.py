@@ -127,6 +127,8 @@ FLOORS: dict[str, float] = {
     "_submitting": 6.9,
     "task_runners": 7,
     "_candidates": 6.5,
+    "_serving": 6.5,
+    "_sweep": 6.5,
     "_worker_status": 6.5,
     "worker": 7,
     "tasks": 8,

@@ -610,7 +610,7 @@ class TestProcesses:
     @pytest.mark.parametrize(
         ("words", "status", "said"),
         [
-            (["os:getcwd"], 2, b"os:getcwd is a"),
+            (["os:getcwd"], 2, b"os:getcwd: only tasks and flows can be served"),
             (["tests.served_tasks:nope"], 2, b"there is no 'nope'"),
             (["tests.served_tasks:add", "--limit", "0"], 2, b"--limit"),
             ([], 2, b"TARGET"),

@@ -38,7 +38,7 @@ from .inputs import answer_records
 from .live import Answer, LiveRun
 from .objects import FINAL, FlowRun, TaskRun, id_of_key, new_run_id, random_name
 from .reading import Reader
-from .requests import cancel, resume, suspend, why_not_restartable
+from .requests import cancel, fail_expired, resume, suspend, why_not_restartable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -375,6 +375,12 @@ class SyncClient(Reader):
             answer = resume(live, self._works, answers, why_not_restartable)
         if queue and answer.state is not None and answer.state.is_resuming():
             self.store.queue.put(live.run_id)
+
+    def expire_pause(self, flow_run_id: UUID | str) -> Answer:
+        """Record FAILED of a run whose pause was not resumed in time, unless the process that is paused lives, which
+        does that itself. Rejected, and nothing recorded, for any other run."""
+        with self.addressed(flow_run_id) as live:
+            return fail_expired(live, self._works)
 
     def dequeue(self, run_id: str) -> None:
         """Take a run out of the queue that has ended, or is suspended. One that was resumed meanwhile is put back:

@@ -66,6 +66,22 @@ def expire(live: LiveRun, paused: State[Any], *, again: bool = False) -> Answer:
     return live.decide(decision)
 
 
+def fail_expired(live: LiveRun, is_alive: Callable[[LiveRun], bool]) -> Answer:
+    """Record that a paused run was not resumed in time, if no process waits for that itself. By whoever comes next;
+    dying before it, the next one does it, and readers see it as FAILED all the same."""
+
+    def decision() -> tuple[Answer, Bodies]:
+        present = live.flow_run.state
+        if present is None or not present.is_paused() or not is_expired(present):
+            return Answer(Answer.REJECT, present, "the run is in no pause whose time has passed"), []
+        if is_alive(live) and not present.is_suspended():
+            return Answer(Answer.REJECT, present, "the process that is paused acts on its deadline"), []
+        failed: State[Any] = Failed(message=PAUSE_EXPIRED)
+        return Answer(Answer.ACCEPT, failed), [live.record_of(failed)]
+
+    return live.decide(decision)
+
+
 def _was_left_expired(states: list[State[Any]]) -> bool:
     """Whether the latest pause ended at its deadline, so that a resume of it comes too late."""
     latest = next((n for n in reversed(range(len(states) - 1)) if states[n].is_paused()), None)

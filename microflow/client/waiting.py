@@ -2,7 +2,8 @@
 """Waiting for the end of a flow run, of this process or another, in either form.
 
 What ends the wait is a final state in the log, or the death of the process that owned the run, which the follower looks
-for once a second: nobody writes that into the log, so it is derived, here as everywhere (``Run.seen``).
+for once a second: nobody writes that into the log, so it is derived, here as everywhere (``Run.seen``). A run in the
+queue is taken over by whoever serves its flow, so its wait goes on, until that server gives it up or it ends.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .._waits import Waits
+    from .live import LiveRun
     from .objects import FlowRun
     from .orchestration import SyncClient
 
@@ -34,13 +36,21 @@ async def until_final(
             if log_states:
                 seen = _log_states(live.run_id, live.run.states, seen)
             state = live.run.seen(client.is_alive(live.run))
-            if state is not None and state.is_final():
+            if state is not None and state.is_final() and not _will_be_taken_over(live, client):
                 return client.read_flow_run(live.run_id)
             if deadline is not None and time.monotonic() >= deadline:
                 raise FlowRunWaitTimeout(
                     f"flow run {live.run_id} did not end within {timeout} seconds; it is in state {state}"
                 )
             await news.next(waits, deadline)
+
+
+def _will_be_taken_over(live: LiveRun, client: SyncClient) -> bool:
+    """Whether the end is only derived from the death of a process, and the run waits to be claimed."""
+    recorded = live.flow_run.state
+    if recorded is None or recorded.is_final() or recorded.is_paused():
+        return False
+    return live.run_id in client.store.queue.names()
 
 
 def _log_states(run_id: str, states: Sequence[object], seen: int) -> int:

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker serves: kinds of queued runs, and how one that was claimed is run to its end.
+
+A *serving* says which queued runs are its own; the *work* that it makes of a claimed one runs the engine on it. A run
+is served by name and place, never by code that its log names: what runs is a task or flow that whoever began the
+worker gave to it.
+
+Flow runs are run in threads of the worker, not in processes of their own. What that costs: a blocking flow whose time
+is up is recorded as TimedOut and not interrupted, and a flow that ends its process ends the worker; its other runs
+are then taken over like this one. What it gives: a run begins within milliseconds, in a home in memory too.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._waits import SLOT, StopSignal
+from .calls import Call
+from .client.deferred import carried_by
+from .context import tags
+from .entrypoints import entrypoint_of
+from .exceptions import Abort, Pause, describe
+from .flow_engine import run_flow
+from .states import State, exception_to_failed_state
+from .task_engine import run_call
+from .task_runs import has_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from .client.fold import Run
+    from .client.live import LiveRun
+    from .client.orchestration import SyncClient
+    from .flows import Flow
+    from .tasks import Task
+
+
+class Leaving(StopSignal):
+    """Set when a worker stops: what waits for its retry is left to others, where it stands. Nothing is cancelled."""
+
+    def is_set(self) -> bool:
+        """Whether runs are to be cancelled: never."""
+        return False
+
+    def woke(self) -> None:
+        """Leave the run."""
+        raise Abort("the worker stops; the retry is left to others")
+
+
+class Serving(Protocol):
+    """One kind of runs that a worker can serve."""
+
+    def serves(self, run: Run) -> bool:
+        """Whether the queued run is one of these."""
+
+    def work(self, live: LiveRun, leaving: Leaving) -> Work:
+        """What runs a run that was claimed. What is wrong with the run is recorded in it, and raised by nobody."""
+
+
+class Work(Protocol):
+    """One claimed run."""
+
+    isasync: bool
+    key: str
+
+    def run(self) -> State[Any] | None:
+        """Run it to its end in this thread; its state then, None when it was interrupted."""
+
+    async def run_async(self) -> State[Any] | None:
+        """Run it to its end on the loop of this thread."""
+
+    def end(self, state: State[Any]) -> State[Any] | None:
+        """Record a final state of a run that cannot be run, unless it has one; the state that it has then."""
+
+
+def failure(error: BaseException) -> State[Any]:
+    """The state of a run whose engine raised before or after it could record an end."""
+    reason = error if isinstance(error, Exception) else RuntimeError(describe(error))
+    return exception_to_failed_state(reason, message="The queued run could not be run:")
+
+
+# ------------------------------------------------------------------------------------------------- tasks
+
+
+class DeferredTasks:
+    """Serves the deferred runs of some tasks. A run is one of a task's when their keys agree, or else, after an edit,
+    their entrypoints."""
+
+    def __init__(self, tasks: tuple[Task[Any, Any], ...]) -> None:
+        self.by_key = {task.task_key: task for task in tasks}
+        places = {entrypoint_of(task.fn): task for task in tasks}
+        places.pop(None, None)
+        self._by_place = places
+
+    def task_of(self, run: Run) -> Task[Any, Any] | None:
+        """The task whose run this is."""
+        return self.by_key.get(run.header.get("task", "")) or self._by_place.get(run.header.get("entrypoint"))
+
+    def serves(self, run: Run) -> bool:
+        """Whether it is a deferred run of one of the tasks."""
+        return run.is_task and self.task_of(run) is not None
+
+    def work(self, live: LiveRun, leaving: Leaving) -> DeferredWork:
+        """What runs the claimed run."""
+        task = self.task_of(live.run)
+        assert task is not None, "only what is served is claimed"
+        return DeferredWork(task, live, leaving)
+
+
+class DeferredWork:
+    """One claimed run of a deferred task."""
+
+    def __init__(self, task: Task[Any, Any], live: LiveRun, leaving: Leaving) -> None:
+        self.task = task
+        self.key = task.task_key
+        self.isasync = task.isasync
+        self._live = live
+        self._leaving = leaving
+        task_run = live.run.task_run(live.run_id)
+        begun = task_run.state is not None and task_run.state.name not in ("Scheduled", "Pending")
+        self._call = Call(task_run, live, None, again=begun)
+
+    @contextmanager
+    def _started(self) -> Iterator[Any]:
+        """The engine's answer, in the context that the run was deferred in."""
+        given = carried_by(self._live.run)
+        with tags(*given.get("context", {}).get("tags", ())):
+            parameters, wait_for = given.get("parameters", {}), given.get("wait_for")
+            retries = _retries_of(self._live.run)
+            yield run_call(self._call, self.task, parameters, wait_for, self._leaving, retries)
+
+    def run(self) -> State[Any] | None:
+        """Run it to its end in this thread."""
+        with self._started() as state:
+            return self._call.task_run.state if state is None else state
+
+    async def run_async(self) -> State[Any] | None:
+        """Run it to its end on the loop of this thread."""
+        with self._started() as running:
+            state: State[Any] = await running
+            return state
+
+    def end(self, state: State[Any]) -> State[Any] | None:
+        """Record a final state, unless the run has one."""
+        task_run = self._call.task_run
+        if not has_ended(task_run.state):
+            state.state_details.task_run_id = task_run.id
+            self._live.propose_task(task_run, [state], force=True)
+        return task_run.state
+
+
+def _retries_of(run: Run) -> int:
+    """How many retries of a run were begun, or decided on, before."""
+    names = [state.name for state in run.task_states(run.run_id)]
+    return names.count("Retrying") + (names[-1] == "AwaitingRetry")
+
+
+# ------------------------------------------------------------------------------------------------- flows
+
+
+class ServedFlows:
+    """Serves the runs of some flows, subflows aside: those are their parents'. A run is one of a flow's when their
+    names agree, unless the run names another script that exists here: two scripts may well have a flow ``main``."""
+
+    def __init__(self, flows: tuple[Flow[Any, Any], ...]) -> None:
+        self.by_name: dict[str, Flow[Any, Any]] = {}
+        for flow in flows:
+            other = self.by_name.setdefault(flow.name, flow)
+            if other is not flow and entrypoint_of(other.fn) != entrypoint_of(flow.fn):
+                raise ValueError(f"two flows are called {flow.name!r}, and runs are told apart by the names of flows")
+        self._scripts = {flow.name: _script_of(entrypoint_of(flow.fn)) for flow in flows}
+
+    def serves(self, run: Run) -> bool:
+        """Whether it is a run of one of the flows."""
+        flow_run = run.flow_run
+        if run.is_task or flow_run.parent_flow_run_id is not None or flow_run.flow_name not in self.by_name:
+            return False
+        mine, its = self._scripts[flow_run.flow_name], _script_of(flow_run.entrypoint)
+        return mine is None or its is None or mine == its or not os.path.exists(its)
+
+    def work(self, live: LiveRun, leaving: Leaving) -> FlowWork:
+        """What runs the claimed run."""
+        return FlowWork(self.by_name[live.flow_run.flow_name], live)
+
+
+def _script_of(entrypoint: str | None) -> str | None:
+    """The path of the script that an entrypoint names; None when it names a module."""
+    place = (entrypoint or "").rpartition(":")[0]
+    return os.path.realpath(place) if os.path.isabs(place) else None
+
+
+class FlowWork:
+    """One claimed run of a flow."""
+
+    def __init__(self, flow: Flow[Any, Any], live: LiveRun) -> None:
+        self.flow = flow
+        self.key = f"flow {flow.name}"
+        self.isasync = flow.isasync
+        self._live = live
+
+    def _begin(self) -> Any:
+        """The engine's answer. The run holds its slot until it ends, whatever it waits for: `limit` counts runs."""
+        SLOT.set(None)
+        parameters = self.flow.rebind(self._live.run.parameters())
+        return run_flow(
+            self.flow, None, parameters, None, "result" if self.flow.isgenerator else "state", live=self._live
+        )
+
+    @contextmanager
+    def _to_its_state(self) -> Iterator[None]:
+        """What leaves a flow that has its state on record already, or is suspended, is nobody's error here."""
+        try:
+            yield
+        except (Pause, Abort):
+            pass
+        except BaseException:
+            if not has_ended(self._live.flow_run.state):
+                raise
+
+    def run(self) -> State[Any] | None:
+        """Run it in this thread until it has ended or is suspended."""
+        with self._to_its_state():
+            answer = self._begin()
+            if self.flow.isgenerator:
+                for _ in answer:
+                    pass
+        return self._live.flow_run.state
+
+    async def run_async(self) -> State[Any] | None:
+        """Run it on the loop of this thread until it has ended or is suspended."""
+        with self._to_its_state():
+            answer = self._begin()
+            if self.flow.isgenerator:
+                async for _ in answer:
+                    pass
+            else:
+                await answer
+        return self._live.flow_run.state
+
+    def end(self, state: State[Any]) -> State[Any] | None:
+        """Record a final state, unless the run has one."""
+        if not has_ended(self._live.flow_run.state):
+            self._live.propose(state, force=True)
+        return self._live.flow_run.state
+
+
+class AllOf:
+    """Several servings as one: the first that serves a run works on it."""
+
+    def __init__(self, *servings: Serving) -> None:
+        self._servings = servings
+
+    def serves(self, run: Run) -> bool:
+        """Whether one of them serves the run."""
+        return any(each.serves(run) for each in self._servings)
+
+    def work(self, live: LiveRun, leaving: Leaving) -> Work:
+        """What runs the claimed run."""
+        return next(each for each in self._servings if each.serves(live.run)).work(live, leaving)
+
+
+class ToBeDeployed:
+    """A flow with the deployment that it gets when it is served: what ``flow.to_deployment(name)`` gives."""
+
+    def __init__(self, flow: Flow[Any, Any], name: str, **fields: Any) -> None:
+        self.flow = flow
+        self.name = name
+        self._fields = fields
+
+    def record(self, client: SyncClient) -> UUID:
+        """Write the deployment; its id."""
+        return client.create_deployment(self.flow, self.name, **self._fields)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows for servers in other processes. Those that write leave witnesses in a folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from microflow import flow, suspend_flow_run, task
+
+
+@flow
+def greet(who: str = "you") -> str:
+    return f"hello {who}"
+
+
+@flow
+def pid() -> int:
+    return os.getpid()
+
+
+@task
+def step(folder: str, name: str) -> str:
+    """Leaves a witness of each execution."""
+    (Path(folder) / f"{name}.{os.getpid()}.{time.time_ns()}").touch()
+    return name
+
+
+@flow
+def two_steps(folder: str) -> list[str]:
+    """Waits between its steps until it is told to go on."""
+    first = step(folder, "first")
+    (Path(folder) / f"waits.{os.getpid()}").touch()
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.005)
+    return [first, step(folder, "second")]
+
+
+@flow
+def deadly(folder: str) -> None:
+    """Takes its process along."""
+    step(folder, "begun")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@flow
+def leaves(folder: str) -> list[str]:
+    first = step(folder, "first")
+    suspend_flow_run(timeout=None)
+    return [first, step(folder, "second")]
+
+
+@flow
+async def leaves_async(folder: str) -> list[str]:
+    first = step(folder, "first")
+    await suspend_flow_run(timeout=None)
+    return [first, step(folder, "second")]
+
+
+@flow
+def counted(folder: str, number: int) -> int:
+    """A few witnessed steps."""
+    return sum(len(step(folder, f"{number}-{each}")) > 0 for each in range(5))
+
+
+@flow
+def fails(words: Any) -> None:
+    raise ValueError(words)
+
+
+deployed = greet.to_deployment("from-a-module", parameters={"who": "all"})

@@ -125,7 +125,7 @@ add_tag("state", State, _parts_of_state, _state_from)
 class KeptResult(Value[Any]):
     """A result that is loaded from the log or its file each time it is asked for."""
 
-    __slots__ = ("_entry", "_run_id", "_store")
+    __slots__ = ("_entry", "_run_id", "_store", "of")
 
     kept_whole = True  # it was, where it comes from
 
@@ -133,6 +133,8 @@ class KeptResult(Value[Any]):
         self._entry = entry
         self._run_id = run_id
         self._store = store
+        #: the name of the task run whose result it is, for errors to say
+        self.of = ""
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -160,10 +162,18 @@ class KeptResult(Value[Any]):
         elif "pickle" in entry:
             data, form = base64.b64decode(entry["pickle"]), "pickle"
         elif "file" in entry:
-            data, form = self._store.get_result(self._run_id, entry["file"], entry["size"]), entry["format"]
+            data, form = self._read(entry), entry["format"]
         else:
             raise MissingResult(f"run {self._run_id} keeps a result in an unknown form: {sorted(entry)}")
         return unpack(form, data, allow_pickle=private, resolve=resolve)
+
+    def _read(self, entry: dict[str, Any]) -> bytes:
+        try:
+            return self._store.get_result(self._run_id, entry["file"], entry["size"])
+        except MissingResult as problem:
+            if not self.of:
+                raise
+            raise MissingResult(f"the result of task run {self.of!r} cannot be read: {problem}") from problem
 
     def __repr__(self) -> str:
         return f"KeptResult({', '.join(self._entry)})"

@@ -33,6 +33,7 @@ from microflow.states import (
     Value,
 )
 from microflow.stores import FileStore, MemoryStore, Store
+from tests.behaviour_support import pins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,6 +206,7 @@ def test_the_moments_of_a_run_grow_strictly(client):
     assert stamps == sorted(set(stamps))
 
 
+@pins("task_engine", 87)
 def test_the_moments_of_a_task_run_grow_strictly(client):
     live, task_run = started(client, Running()), None
     task_run = new_task(live)

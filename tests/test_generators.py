@@ -17,7 +17,7 @@ from microflow._arguments import quote
 from microflow.client.orchestration import current_client
 from microflow.context import FlowRunContext, TaskRunContext, get_run_context
 from microflow.exceptions import Pause
-from microflow.flow_runs import rerun, suspend_flow_run
+from microflow.flow_runs import asuspend_flow_run, rerun, suspend_flow_run
 from microflow.results import ResultStore
 from microflow.settings import temporary_settings
 from microflow.states import Failed
@@ -34,6 +34,7 @@ from tests.support import (
     flow_run_ids,
     memory_home,
     run,
+    task_ids,
     task_states,
 )
 
@@ -151,11 +152,25 @@ def suspends_its_flow(run_id):
     yield 1
 
 
+@task
+async def suspends_its_flow_async(run_id):
+    await asuspend_flow_run(flow_run_id=run_id)
+    yield 1
+
+
 @flow
 def suspending():
     context = FlowRunContext.get()
     assert context is not None
     DELIVERED.extend(suspends_its_flow(context.flow_run.id))
+
+
+@flow
+async def suspending_async():
+    context = FlowRunContext.get()
+    assert context is not None
+    async for item in suspends_its_flow_async(context.flow_run.id):
+        DELIVERED.append(item)
 
 
 class TestItems:
@@ -576,11 +591,38 @@ class TestStores:
 
 class TestFlowRuns:
     @pins("task_engine", 155)
-    def test_a_suspended_flow_gets_no_item_any_more(self):
+    @both
+    def test_a_suspended_flow_gets_no_item_any_more(self, colour: Colour):
         DELIVERED.clear()
         with pytest.raises(Pause):
-            suspending()
+            run(suspending_async() if colour.isasync else suspending())
         assert DELIVERED == []
+
+    @both
+    @pins("task_engine", 61)
+    def test_a_call_with_an_item_depends_on_the_run_that_yielded_it_and_has_it_as_a_parent(self, colour: Colour):
+        taken: list[Any] = []
+        take = colour.task(lambda x: taken.append(TaskRunContext.get().task_run.task_inputs), name="take")  # type: ignore[union-attr]
+        things = made(colour, lambda: (yield "a thing that only one run yields"), name="things")
+        if colour.isasync:
+
+            @flow
+            async def main():
+                async for item in things():
+                    await take(item)
+
+        else:
+
+            @flow
+            def main():
+                for item in things():
+                    take(item)
+
+        run(main())
+        (own,) = task_ids("<lambda>")[:1]
+        (inputs,) = taken
+        assert [str(each.id) for each in inputs["x"]] == [own]
+        assert [str(each.id) for each in inputs["__parents__"]] == [own]
 
     @both
     def test_a_re_execution_consumes_its_items_anew(self, colour: Colour):

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microflow import _kept
+from microflow import _kept, flow, get_client, task
 from microflow._kept import INLINE_LIMIT, KEEP_LIMIT, KeptResult, keep
 from microflow.exceptions import MissingResult, NoSpace, SerializationError
 from microflow.states import Value
@@ -250,6 +250,18 @@ def test_a_file_that_was_changed_is_a_missing_result(private_home):
     path.write_bytes(b'"' + b"y" * INLINE_LIMIT + b'"')
     with pytest.raises(MissingResult):
         KeptResult(entry, RUN, store).load()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"junk")], ids=["gone", "damaged"])
+def test_the_error_for_a_file_that_cannot_be_read_names_it_and_its_task_run(private_home, damage):
+    made = task(lambda: "x" * 2 * INLINE_LIMIT, name="large")
+    states: list[Any] = []
+    flow(lambda: states.append(made(return_state=True)))()
+    (path,) = (private_home / "runs").glob("*.results/*")
+    damage(path)
+    read = get_client(sync_client=True).read_task_run(states[0].state_details.task_run_id)
+    with pytest.raises(MissingResult, match=f"task run '{read.name}' .* {path.name} with a result of run"):
+        read.state.result()
 
 
 def test_a_form_of_a_later_version_is_a_missing_result(store):

@@ -95,7 +95,6 @@ class TestStates:
         assert isinstance(state.data, RuntimeError if colour.isasync else StopIteration)
 
     @both
-    @pins("task_engine", 87)
     def test_moments_and_counts_follow_the_states(self, colour: Colour):
         in_flow(colour, colour.task(failing(1), retries=1))
         (key,) = task_ids("work")

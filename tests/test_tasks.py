@@ -124,6 +124,18 @@ class TestCalling:
         assert run(body()) == (2, 3)
 
     @pins("task_engine", 34)
+    def test_a_blocking_task_can_be_called_from_a_coroutine_task(self):
+        @task
+        async def outer(x):
+            return add(x) + await add_async(x)
+
+        @flow
+        async def body():
+            return await outer(1), outer.submit(2).result(), await outer.submit(3)
+
+        assert run(body()) == (4, 6, 8)
+
+    @pins("task_engine", 34)
     def test_a_coroutine_task_can_be_submitted_by_a_blocking_task_which_waits_for_it(self):
         @task
         def outer():
@@ -179,17 +191,16 @@ class TestMethods:
         assert (first(), second(), first()) == ("first", "second", "first")
 
     @pins("task_engine", 30)
-    def test_a_falsy_instance_is_bound_too(self):
+    @both
+    def test_a_falsy_instance_is_bound_too(self, colour: Colour):
         class Empty:
             def __len__(self):
                 return 0
 
-            @task
-            def me(self):
-                return self
+            me = colour.task(lambda self: self, name="me")
 
         empty = Empty()
-        assert empty.me() is empty
+        assert colour.run(empty.me) is empty
 
     @pytest.mark.parametrize("outside", [True, False], ids=["task-outside", "task-inside"])
     def test_static_and_class_methods(self, outside):
@@ -246,17 +257,18 @@ class TestRunNames:
         ]
 
     @pins("task_engine", 2)
-    def test_a_template_may_ask_the_instance(self):
+    @both
+    def test_a_template_may_ask_the_instance(self, colour: Colour):
         class Box:
             label = "blue"
+            put = colour.task(lambda self, x: x, name="put", task_run_name="{self.label}|{x}")
 
-            @task(task_run_name="{self.label}|{x}")
-            def put(self, x):
-                return x
+        @colour.flow
+        def body():
+            yield Box().put(7)
 
-        state = flow(lambda: Box().put(7, return_state=True))(return_state=True)
-        inner = state.result(_sync=True)
-        assert fold().task_run(str(inner.state_details.task_run_id)).name == "blue|7"
+        colour.run(body)
+        assert [fold().task_run(each).name for each in fold().tasks] == ["blue|7"]
 
     @pins("task_engine", 7, 8)
     @both

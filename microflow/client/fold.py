@@ -167,6 +167,11 @@ class TaskHistory:
         self.committed = False
 
     @property
+    def name(self) -> str:
+        """What the run is called."""
+        return str(self.names[-1] if self.names else self.created["name"])
+
+    @property
     def last(self) -> dict[str, Any] | None:
         """The record of the last state."""
         return next((record for record in reversed(self.states) if record["k"] == "state"), None)
@@ -348,7 +353,7 @@ class Run:
         created, flow_run_id = task.created, self.flow_of_tasks
         task_run = TaskRun(
             UUID(run_id),
-            task.names[-1] if task.names else created["name"],
+            task.name,
             task_key=created["task"],
             task_version=created.get("version"),
             flow_run_id=flow_run_id,
@@ -367,17 +372,20 @@ class Run:
 
     def task_states(self, run_id: str, *, rolled_back: bool = False) -> list[State[Any]]:
         """Every recorded state of a task run, in order; with `rolled_back` that note as well, listed as a state."""
-        task_id, states = UUID(run_id), []
-        for record in self.tasks[run_id].states:
+        task, task_id, states = self.tasks[run_id], UUID(run_id), []
+        for record in task.states:
             if record["k"] == "state":
-                states.append(self.task_state(record, task_id))
+                states.append(self.task_state(record, task_id, task.name))
             elif rolled_back:
                 states.append(rolled_back_state(record["at"], self.flow_of_tasks, task_id))
         return states
 
-    def task_state(self, record: dict[str, Any], task_id: UUID) -> State[Any]:
-        """The state of a task run that a record of this log tells."""
-        return state_of(record, self.flow_of_tasks, task_id, self.store, self.run_id)
+    def task_state(self, record: dict[str, Any], task_id: UUID, name: str = "") -> State[Any]:
+        """The state of the task run called `name` that a record of this log tells."""
+        state = state_of(record, self.flow_of_tasks, task_id, self.store, self.run_id)
+        if isinstance(state.data, KeptResult):
+            state.data.of = name
+        return state
 
     def stand_for(self, state: State[Any]) -> None:
         """Have ``flow_run`` enter a state of the deferred task run that it stands for."""

@@ -311,7 +311,7 @@ class LiveRun:
             history.caught_up = True
         task_run = self.live.get(UUID(record["run"]))
         if task_run is not None and (task_run.state is None or record["at"] > task_run.state.at):
-            task_run.enter(self.run.task_state(record, task_run.id))
+            task_run.enter(self.run.task_state(record, task_run.id, task_run.name))
 
     def create_tasks(self, created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> None:
         """Create many task runs, :data:`BATCH` to a line. Precedes their being submitted: dying before it,

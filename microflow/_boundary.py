@@ -82,20 +82,30 @@ def deadline_of(state: State[Any]) -> float | None:
 
 async def until_due(live: LiveRun, waits: Waits, due: int) -> None:
     """Wait for a moment of the wall clock, in microseconds, or until the run enters another state: a run that waits for
-    its retry may be cancelled."""
+    its retry may be cancelled. In a server that is told to stop, the wait is left to others."""
     waiting = live.flow_run.state
     stop = [StopSignal()]
-    end = live.store.bus.subscribe(live.run_id, lambda _: stop[0].set())
+
+    def wake(_: object) -> None:
+        stop[0].set()
+
+    end, leaving = live.store.bus.subscribe(live.run_id, wake), live.leaving
+    if leaving is not None:
+        leaving.add_done_callback(wake)
     try:
         with live.store.follow(live.run_id, live.run.position):
             while (left := (due - now_us()) / 1e6) > 0:
                 live.refresh()  # after the signal was made: what comes from now on sets it
                 if live.flow_run.state is not waiting:
                     return
+                if leaving is not None and leaving.told:
+                    leaving.woke()
                 await waits.sleep(left, stop[0])
                 stop[0] = StopSignal()
     finally:
         end()
+        if leaving is not None:
+            leaving.forget(wake)
 
 
 async def released(live: LiveRun, waits: Waits) -> None:

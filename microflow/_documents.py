@@ -34,7 +34,11 @@ class FileDocuments:
         try:
             _files.make_private_folder(self._folder, durable=self._durable)
             self._write(temporary, data)
-            _files.replace(temporary, path)
+            try:
+                _files.replace(temporary, path)
+            except OSError:
+                _files.unlink(temporary)
+                raise
             if self._durable:
                 _files.sync_folder(self._folder)
         except OSError as error:

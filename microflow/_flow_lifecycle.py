@@ -565,4 +565,5 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
     def _log_finished(self) -> None:
         state = self.state
         shown = repr(state) if FLOW_RUNS.isEnabledFor(DEBUG) else str(state)
-        self._log(INFO if state.is_completed() or state.is_paused() else ERROR, "Finished in state %s", shown)
+        fine = state.is_completed() or state.is_paused() or state.is_resuming()  # who resumes may be that quick
+        self._log(INFO if fine else ERROR, "Finished in state %s", shown)

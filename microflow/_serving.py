@@ -8,6 +8,9 @@ worker gave to it.
 Flow runs are run in threads of the worker, not in processes of their own. What that costs: a blocking flow whose time
 is up is recorded as TimedOut and not interrupted, and a flow that ends its process ends the worker; its other runs
 are then taken over like this one. What it gives: a run begins within milliseconds, in a home in memory too.
+
+Known hole: a worker that is told to stop waits for what runs, also for a flow run that is paused. Such a run, like any,
+goes on elsewhere when the process is killed after all.
 """
 
 from __future__ import annotations
@@ -183,6 +186,7 @@ class ServedFlows:
 
     def work(self, live: LiveRun, leaving: Leaving) -> FlowWork:
         """What runs the claimed run."""
+        live.leaving = leaving
         return FlowWork(self.by_name[live.flow_run.flow_name], live)
 
 

@@ -62,13 +62,33 @@ async def leaves_async(folder: str) -> list[str]:
 
 @flow
 def counted(folder: str, number: int) -> int:
-    """A few witnessed steps."""
-    return sum(len(step(folder, f"{number}-{each}")) > 0 for each in range(5))
+    """A few witnessed steps, slow enough to be killed in between."""
+    for each in range(5):
+        step(folder, f"{number}-{each}")
+        time.sleep(0.05)
+    return number
 
 
 @flow
 def fails(words: Any) -> None:
     raise ValueError(words)
+
+
+def _once(folder: str) -> str:
+    if (Path(folder) / "failed").exists():
+        return "in the end"
+    (Path(folder) / "failed").touch()
+    raise ValueError("not yet")
+
+
+@flow(retries=1, retry_delay_seconds=3)
+def fails_once(folder: str) -> str:
+    return _once(folder)
+
+
+@flow(retries=1, retry_delay_seconds=3)
+async def fails_once_async(folder: str) -> str:
+    return _once(folder)
 
 
 deployed = greet.to_deployment("from-a-module", parameters={"who": "all"})

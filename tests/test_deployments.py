@@ -139,8 +139,13 @@ class TestADeployment:
         assert client.read_deployments() == []
 
     def test_a_parameter_that_is_no_json_is_refused(self, client):
-        with pytest.raises(SerializationError, match="deployment 'daily' of flow 'greet' must be JSON"):
+        with pytest.raises(SerializationError, match="deployment 'daily' of flow 'greet' must be JSON of"):
             client.create_deployment(greet, "daily", {"who": object()})
+        assert client.read_deployments() == []
+
+    def test_parameters_that_are_too_long_are_refused(self, client):
+        with pytest.raises(SerializationError, match="more than the 1,048,576 that it may have"):
+            client.create_deployment(greet, "daily", {"who": "x" * 2_000_000})
         assert client.read_deployments() == []
 
     def test_parameters_keep_the_types_that_json_lacks(self, client):

@@ -18,6 +18,7 @@ import os
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from .._documents import LARGEST
 from .._strict_json import encode
 from .._waits import now_us, to_datetime
 from ..entrypoints import entrypoint_of, load_entrypoint
@@ -152,9 +153,11 @@ def put_deployment(
     try:
         fields["parameters"] = {key: to_json(value) for key, value in bound_now.items()}
         data = encode(fields).encode("ascii")
+        if len(data) > LARGEST:
+            raise ValueError(f"they make it {len(data):,} bytes long, more than the {LARGEST:,} that it may have")
     except (SerializationError, ValueError, TypeError) as problem:
         raise SerializationError(
-            f"the parameters of deployment {name!r} of flow {made.name!r} must be JSON: {problem}"
+            f"the parameters of deployment {name!r} of flow {made.name!r} must be JSON of some length: {problem}"
         ) from problem
     documents.put(fields["id"], data)
     return UUID(fields["id"])

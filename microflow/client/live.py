@@ -30,6 +30,7 @@ from .objects import FINAL
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
+    from .._waits import StopSignal
     from ..stores import Store
     from .objects import FlowRun, TaskRun
 
@@ -91,6 +92,8 @@ class LiveRun:
         self.handed_back = 0
         #: whether the attempt ends, so that what a pause holds back is not to start any more
         self.gate_closed = False
+        #: set when the process that works on it is told to stop: it does not wait for a retry then
+        self.leaving: StopSignal | None = None
         #: the pauses, by their moment, in which code of this process waits, and acts on the deadline
         self.pausers: set[int] = set()
         #: what the last append that was refused raised: an error of ours, which is no outcome of the code that it

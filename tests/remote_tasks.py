@@ -158,6 +158,11 @@ async def seen_here_async():
 
 
 @task
+def tags_of(x):
+    return x, sorted(current_tags())
+
+
+@task
 def log_lines(*lines):
     for line in lines:
         get_run_logger().info("%s from %s", line, "here", extra={"own": line})

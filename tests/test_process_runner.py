@@ -17,6 +17,7 @@ import pytest
 
 from microflow import flow, get_client, tags, task
 from microflow._arguments import allow_failure, quote
+from microflow._dispatch import MessageProcessors
 from microflow.client.orchestration import current_client
 from microflow.exceptions import CrashedRun, MicroflowException, NotTransferable, SerializationError
 from microflow.futures import ConcurrentFuture, wait
@@ -584,6 +585,35 @@ class TestLogs:
             in_flow(lambda: remote.log_lines.submit("one", "two").result(), runner)
         assert [record.getMessage() for record in caplog.records if hasattr(record, "own")] == ["ONE FROM HERE"]
         assert "a subprocess message processor could not be made" in caplog.text
+
+    @pins("futures_runners", 83)
+    def test_what_a_processor_may_not_do_drops_the_message_and_is_logged(self, caplog):
+        delivered = list[Any]()
+
+        def odd(kind, payload):
+            if payload["msg"] == "raise":
+                raise ValueError("no processor of this")
+            return {"none": ("log",), "kind": ("event", payload)}.get(payload["msg"], (kind, payload))
+
+        messages = MessageProcessors([lambda: odd], delivered.append)
+        for text in ("raise", "none", "kind", "fine"):
+            messages.deliver("log", {"msg": text})
+        assert delivered == [{"msg": "fine"}]
+        assert len(caplog.records) == 3
+
+    @pins("futures_runners", 83)
+    @pytest.mark.parametrize(("error", "expected"), [(RuntimeError, 1), (ValueError, 3)])
+    def test_a_handler_that_is_shut_down_is_given_nothing_more(self, error, expected):
+        tried = list[Any]()
+
+        def sink(record):
+            tried.append(record)
+            raise error("shut down")
+
+        messages = MessageProcessors([], sink)
+        for number in range(3):
+            messages.deliver("log", {"msg": str(number)})
+        assert len(tried) == expected
 
     def test_the_factories_of_a_started_runner_stay(self):
         runner = processes()

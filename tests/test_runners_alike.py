@@ -58,6 +58,9 @@ def test_tags_settings_and_the_run_are_those_of_the_submit(runner_kind, run):
             first = remote.seen_here.submit()
         with tags("c"):
             second = remote.seen_here_async.submit()
+        with tags("d"):
+            mapped = remote.tags_of.map([1, 2])
+        assert mapped.result() == [(1, ["d"]), (2, ["d"])]
         return first.result(), second.result()
 
     first, second = run(runner_kind, body)

@@ -73,6 +73,7 @@ class TestConfiguration:
         with pytest.raises(ValueError, match="max_workers must be a whole number of at least 1"):
             ThreadPoolTaskRunner(max_workers=number)
 
+    @pins("futures_runners", 63)
     def test_the_default_is_the_setting(self):
         with temporary_settings(thread_pool_max_workers=5):
             assert ThreadPoolTaskRunner() == workers(5)
@@ -97,6 +98,7 @@ class TestConfiguration:
             future = runner.submit(add, {"x": 1, "y": 2})
             assert isinstance(future.task_run_id, UUID)
             assert isinstance(future, ConcurrentFuture)
+            assert isinstance(future.wrapped_future, Future)
             assert future.result() == 3
             assert isinstance(runner.map(add, {"x": [1, 2]}), FutureList)
             assert runner.map(add, {"x": [1, 2]}).result() == [2, 3]
@@ -217,6 +219,7 @@ class TestSubmit:
 class TestSlots:
     """At most ``max_workers`` runs are active; who waits for another run is not."""
 
+    @pins("futures_runners", 63)
     @pytest.mark.parametrize("number", [1, 2, 5])
     def test_no_more_blocking_tasks_are_active_than_workers(self, number):
         gauge, full = Gauge(), threading.Barrier(number)

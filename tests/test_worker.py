@@ -28,7 +28,7 @@ from microflow._worker_status import StatusServer
 from microflow.cache_policies import INPUTS
 from microflow.calls import deferred_call
 from microflow.client.orchestration import current_client
-from microflow.context import describe_context
+from microflow.context import current_tags, describe_context
 from microflow.exceptions import CrashedRun, InterruptedRun, StorageError
 from microflow.futures import DistributedFuture, FutureList, wait
 from microflow.states import Running, Scheduled
@@ -224,10 +224,16 @@ class TestRuns:
 
     @pins("futures_runners", 65)
     def test_tags_of_the_place_are_seen_inside(self, home):
-        with TaskWorker(served.seen), tags("a", "b"):
+        @task
+        async def of(x):
+            return x, sorted(current_tags())
+
+        with TaskWorker(served.seen, of), tags("a", "b"):
             future = served.seen.delay()
             found = future.result(timeout=PATIENCE)
+            mapped = of.map([1, 2], deferred=True).result(timeout=PATIENCE)
         assert (found["tags"], found["run"]) == (["a", "b"], str(future.task_run_id))
+        assert mapped == [(1, ["a", "b"]), (2, ["a", "b"])]
 
     @pins("futures_runners", 91)
     @pytest.mark.parametrize(
@@ -440,10 +446,12 @@ class TestRunner:
         assert (one, mapped, kind) == (2, [3, 4, 5], DistributedFuture)
         assert "waits for a worker" in caplog.text
 
+    @pins("futures_runners", 61, 62)
     def test_it_is_a_runner_like_the_others(self, home):
         runner = WorkerTaskRunner()
         assert PrefectTaskRunner is WorkerTaskRunner
         assert (runner.name, type(runner.duplicate())) == ("worker", WorkerTaskRunner)
+        assert runner.duplicate() is not runner
         with pytest.raises(RuntimeError, match="Task runner is not started"):
             runner.submit(served.add, {})
         with runner:

@@ -11,6 +11,7 @@ import sys
 import warnings
 from datetime import timedelta
 from importlib import import_module
+from operator import index
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ._arguments import NotSet
@@ -165,6 +166,14 @@ def callable_or_none(option: str, given: Any) -> Any:
     if given is not None and not callable(given):
         raise TypeError(f"`{option}` must be callable, got {type(given).__name__}")
     return given
+
+
+def retries(given: Any) -> int:
+    """How many attempts may follow the first; less than none counts as none."""
+    try:
+        return index(given)
+    except TypeError:
+        raise TypeError(f"`retries` must be a whole number, got {given!r}") from None
 
 
 def timeout(given: Any) -> float | None:

@@ -115,7 +115,7 @@ class Task(Definition, Generic[P, R_co]):
     def _set_retries(self, given: TaskOptions) -> None:
         settings = current_settings()
         retries, delay = given.get("retries"), given.get("retry_delay_seconds")
-        self.retries = settings.default_task_retries if retries is None else retries
+        self.retries = settings.default_task_retries if retries is None else options_of.retries(retries)
         self.retry_delay_seconds = options_of.retry_delays(
             settings.default_task_retry_delay_seconds if delay is None else delay, self.retries
         )

@@ -103,6 +103,13 @@ class TestOptions:
         assert Task(lambda: 1, retries=3, retry_delay_seconds=[]).retry_delay_seconds == []
         assert len(exponential_backoff(1)(1000)) == 50
 
+    @pytest.mark.parametrize("number", ["3", 1.5, [1]])
+    def test_retries_are_a_whole_number(self, number):
+        with pytest.raises(TypeError, match="`retries` must be a whole number, got"):
+            Task(lambda: 1, retries=number)
+        with pytest.raises(TypeError, match="`retries` must be a whole number, got"):
+            Task(lambda: 1).with_options(retries=number)
+
     @pins("task_engine", 14)
     def test_a_negative_jitter_is_refused_and_zero_is_fine(self):
         with pytest.raises(ValueError, match="must be >= 0"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import assert_type
 
 from microflow import State, Task, allow_failure, flow, quote, task, unmapped
+from microflow.assets import materialize
 from microflow.futures import ConcurrentFuture, DistributedFuture, FutureList
 from microflow.tasks import exponential_backoff
 
@@ -175,6 +176,18 @@ async def coroutine(number: int) -> str:
     assert_type(blocking(1, return_state=True), State[list[int]])
     await length("u")  # type: ignore[misc]
     return "done"
+
+
+@materialize("s3://bucket/table", by="dbt", retries=1)
+def table(rows: int) -> str:
+    return "table" * rows
+
+
+def assets() -> None:
+    assert_type(table(1), str)
+    assert_type(table.submit(1), ConcurrentFuture[str])
+    assert_type(table.with_options(assets=["s3://bucket/other"])(1), str)
+    table("rows")  # type: ignore[call-overload]
 
 
 async def outside() -> None:

@@ -55,9 +55,10 @@ class Sweep:
         if not self._to_do:
             if now < self._next:
                 return False
-            self._next = now + EVERY
-            queued = self._client.store.queue.names()
-            self._to_do = [run_id for run_id in self._client.store.list() if run_id not in self._over | queued]
+            leave = self._over | self._client.store.queue.names()
+            self._to_do = [run_id for run_id in self._client.store.list() if run_id not in leave]
+            # listing a home of very many runs takes its time, of which at most a fiftieth is to go there
+            self._next = now + max(EVERY, 50 * (time.monotonic() - now))
         while self._to_do and time.monotonic() < now + SLICE:
             run_id = self._to_do.pop()
             try:
@@ -86,14 +87,17 @@ class Sweep:
         if state is None or has_ended(state):
             self._over.add(run_id)
             self._quiet.pop(run_id, None)
-        elif run.owner is not None and self._client.is_alive(run):
-            self._owner[run_id] = run.owner
-        elif state.is_paused():
+            return
+        alive = run.owner is not None and self._client.is_alive(run)
+        if state.is_paused() and (state.is_suspended() or not alive):
             deadline = state.state_details.pause_timeout
             left = AGAIN if deadline is None else deadline.timestamp() - time.time()
             if left <= 0 and not run.is_task:
                 self._client.expire_pause(run_id)
             self._quiet[run_id] = time.monotonic() + min(AGAIN, max(0.0, left))
+        elif alive:
+            assert run.owner is not None
+            self._owner[run_id] = run.owner
         elif self._is_served(run) and self._is_left_behind(run):
             if state.type is StateType.SCHEDULED and now_us() - state.at < GRACE * 1e6:
                 self._quiet.pop(run_id)

@@ -129,8 +129,9 @@ def resume_flow_run(
 ) -> Any:
     """Let a paused or suspended flow run go on, in whatever process it is; returns None.
 
-    Where the run's process waits, it goes on. A suspended run, or one whose process died, is marked to be run again:
-    ``python -m microflow resume RUN`` does both. NotPausedError when the run is not paused (any more), FlowPauseTimeout
+    Where the run's process waits, it goes on. A suspended run, or one whose process died, is put into the queue for
+    whoever serves its flow (``flow.serve``); ``python -m microflow resume RUN`` runs it at once.
+    NotPausedError when the run is not paused (any more), FlowPauseTimeout
     after the deadline of the pause, ObjectNotFound for an unknown id, RuntimeError when `run_input` does not fit what
     the pause asked for or the run cannot be run again; the run stays paused then.
 
@@ -211,8 +212,8 @@ async def wait_for_flow_run(
     log_states: bool = False,
 ) -> FlowRun:
     """Wait until a flow run, of whatever process, has ended; gives the run, whatever it ended in. A run whose process
-    is
-    killed meanwhile is CRASHED within about a second; a paused or suspended one is waited for.
+    is killed meanwhile is CRASHED within about a second, unless it came from the queue: then the wait goes on, since
+    whoever serves its flow takes it over. A paused or suspended run is waited for.
 
     FlowRunWaitTimeout after `timeout` seconds (None: never; 0 looks once), ObjectNotFound for an unknown id.
     `log_states` logs each state that is seen. The end arrives by itself: `poll_interval` is accepted and not needed, as

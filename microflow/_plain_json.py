@@ -19,6 +19,9 @@ from uuid import UUID
 MAX_DEPTH = 100
 """How deep containers may stand in each other. What contains itself is deeper than that."""
 
+MAX_MEMBERS = 500_000
+"""How many members are written, what is shared each time: few lists that hold each other twice have a billion."""
+
 MAX_BITS = 2048  # of an int: Python refuses to read more than 4,300 digits, or 640 if told so
 
 
@@ -38,8 +41,12 @@ class _Walk:
     def __init__(self, strict: bool) -> None:
         self.strict = strict
         self.inside: set[int] = set()
+        self.left = MAX_MEMBERS
 
     def plain(self, value: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"it has more than {MAX_MEMBERS} members")
         if isinstance(value, Enum):
             value = value.value
         if value is None or isinstance(value, (bool, int, str)):

@@ -419,3 +419,13 @@ class TestPlainForm:
 
         method: Any = Owner().method
         assert method.serialize_parameters({"self": 1, "x": 2}) == {"x": 2}
+
+
+def test_a_parameter_of_a_few_lists_that_hold_each_other_twice_is_not_written_out():
+    """Sixty layers have 2 ** 60 members when what is shared is written each time it stands there."""
+    value: list[Any] = []
+    for _ in range(60):
+        value = [value, value]
+    assert flow(lambda x: x is value, name="shared")(value)
+    (run_id,) = flow_run_ids("shared")
+    assert fold(run_id).flow_run.parameters == {"x": "<list>"}

@@ -32,7 +32,7 @@ from ._envelope import (
 from ._tagged_json import NotEncodable
 from ._waits import BlockingWaits, finish, run_coroutine
 from .context import ContextModel, FlowRunContext, hydrated_context
-from .exceptions import ConfigurationError, SerializationError
+from .exceptions import ConfigurationError, MissingFlowError, SerializationError
 from .logging import effective_log_prints
 from .serializers import pack, unpack
 from .states import State, return_value_to_state
@@ -138,8 +138,14 @@ class _Attempt:
         if form is not None:
             return load_definition(described, self._value(form, "the task's function"))
         place = described["entrypoint"].rpartition(":")[0]
-        with _Importing(place):
-            return load_definition(described)
+        try:
+            with _Importing(place):
+                return load_definition(described)
+        except MissingFlowError as problem:
+            raise MissingFlowError(
+                f"task {described['name']!r} is not found in a worker: {problem} A worker runs nothing of what stands "
+                f"below `if __name__ == \"__main__\":`: define the task above it, at the top level."
+            ) from problem
 
     def _flow(self) -> Any:
         """The flow itself where it stands in the task's module, which is loaded by now; else None."""
@@ -149,8 +155,11 @@ class _Attempt:
         place = described["entrypoint"].rpartition(":")[0]
         if place != (self.header["task"][0]["entrypoint"] or "").rpartition(":")[0]:
             return None
-        with _Importing(place):
-            return load_definition(described)
+        try:
+            with _Importing(place):
+                return load_definition(described)
+        except MissingFlowError:  # defined below `if __name__ == "__main__":`; a task hardly needs more than its name
+            return None
 
     def _value(self, form: str, what: str) -> Any:
         try:

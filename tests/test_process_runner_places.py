@@ -93,6 +93,29 @@ class TestScripts:
         assert done.returncode == 0, done.stderr
         assert done.stdout.split()[-1] == "5"
 
+    def test_the_flow_may_stand_below_the_guard_and_a_task_there_is_told_the_cure(self, script):
+        below = """\
+if __name__ == "__main__":
+    @task
+    def late():
+        return "late"
+
+    @flow(task_runner=ProcessPoolTaskRunner(1, start_method=START))
+    def below():
+        shifted = shift.submit(Point(1), Plain(2)).result()[0].x
+        return shifted, late.submit().result(raise_on_failure=False)
+
+    print(below())
+"""
+        done = run_script(script(SCRIPT + below))
+        assert done.returncode == 0, done.stderr
+        if script.method == "fork":
+            assert done.stdout.endswith("(2, 'late')\n")
+        else:
+            assert "(2, MissingFlowError" in done.stdout
+            assert "is not found in a worker" in done.stdout
+            assert "define the task above it, at the top level" in done.stdout
+
     def test_a_script_without_guard_is_told_so_and_starts_nothing_twice(self, script):
         done = run_script(script(UNGUARDED))
         if script.method == "fork":  # nothing is imported again

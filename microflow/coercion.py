@@ -88,6 +88,12 @@ _MAPPINGS: dict[Any, tuple[Callable[[dict[Any, Any], Any], Any], type]] = {
     Counter: (lambda taken, _: Counter(taken), Counter),
 }
 _ITERABLES = frozenset({abc.Iterable, abc.Iterator, abc.Generator})
+#: names for files that no file is an instance of
+_FILES = frozenset({typing.IO, typing.TextIO, typing.BinaryIO})
+
+
+def _is_file(value: Any) -> bool:
+    return callable(getattr(value, "read", None)) or callable(getattr(value, "write", None))
 
 
 class Reader:
@@ -195,6 +201,8 @@ class Reader:
             return PredicateShape(callable, "callable")
         if kind is type:
             return self._subclass(Any)
+        if kind in _FILES:
+            return PredicateShape(_is_file, "an open file")
         if kind not in self._classes:
             self._classes[kind] = self._user_class(kind)
         return self._classes[kind]

@@ -33,6 +33,7 @@ from microflow.states import (
     Running,
     Scheduled,
     State,
+    Suspended,
 )
 
 ID = UUID(int=1)
@@ -128,11 +129,8 @@ def test_retrying_counts_the_time_of_both_attempts():
     assert (run.run_count, run.total_run_time) == (2, timedelta(microseconds=20))
 
 
-def test_entering_running_while_resuming_is_no_further_run():
-    run = entered(flow_run(), Running(), Paused())
-    state = Running()
-    state.at = 30
-    run.enter(state, resuming=True)
+def test_a_suspended_run_that_is_resumed_is_no_further_run():
+    run = entered(flow_run(), Running(), Suspended(), Scheduled(name="Resuming"), Running())
     assert run.run_count == 1
 
 

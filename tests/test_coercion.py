@@ -224,6 +224,14 @@ def test_a_container_is_always_a_new_one(value):
         assert taken is not value
 
 
+@pytest.mark.parametrize("annotation", [typing.IO, typing.IO[str], typing.IO[bytes], typing.TextIO, typing.BinaryIO])
+def test_an_open_file_is_passed_on_as_it_is(annotation):
+    with open(__file__) as file:
+        assert coerce(annotation, file) is file
+    with pytest.raises(ValidationError, match="must be an open file, got 5"):
+        coerce(annotation, 5)
+
+
 def test_a_nan_is_a_float():
     assert coerce(float, "nan") != coerce(float, "nan")
 

@@ -190,7 +190,11 @@ class _RunObject:
         running = now_us() - self.state.at if self.state is not None and self.state.type is StateType.RUNNING else 0
         return timedelta(microseconds=self._total_run_time + max(0, running))
 
-    def enter(self, state: State[Any], *, resuming: bool = False) -> None:
+    def _goes_on(self) -> bool:
+        """Whether entering RUNNING now would go on with an execution, which is no further one."""
+        return False
+
+    def enter(self, state: State[Any]) -> None:
         """Make `state` the present one, and keep the books: used by the engine after its append and by
         the fold for each record, so that both hold the same run (invariant I4)."""
         kind, at = state.type, state.at
@@ -202,7 +206,7 @@ class _RunObject:
         elif before.type is StateType.RUNNING:
             self._total_run_time += max(0, at - before.at)
         if kind is StateType.RUNNING:
-            if not resuming:
+            if not self._goes_on():
                 self.run_count += 1
             if self._start_time is None:
                 self._start_time = at
@@ -327,11 +331,12 @@ class FlowRun(_RunObject):
         self.attempt = 0
         self._next_scheduled_start_time: int | None = None
 
-    def enter(self, state: State[Any], *, resuming: bool = False) -> None:
-        """Make `state` the present one, and keep the books of a flow run. Going on after a pause or a suspension is
-        no further execution: it neither counts as a run nor uses up a retry."""
-        before = self.state
-        resuming = before is not None and (before.is_paused() or before.is_resuming())
+    def _goes_on(self) -> bool:
+        """After a pause or a suspension: that neither counts as a run nor uses up a retry."""
+        return self.state is not None and (self.state.is_paused() or self.state.is_resuming())
+
+    def enter(self, state: State[Any]) -> None:
+        """Make `state` the present one, and keep the books of a flow run."""
         if state.name == "AwaitingRetry":
             self.attempt += 1
         if state.type in FINAL and self._start_time is None:
@@ -339,7 +344,7 @@ class FlowRun(_RunObject):
         self._next_scheduled_start_time = (
             to_us(state.state_details.scheduled_time) if state.type is StateType.SCHEDULED else None
         )
-        super().enter(state, resuming=resuming)
+        super().enter(state)
 
 
 _ADJECTIVES = "amber bold brisk calm clear deft eager fair fleet gentle keen light lucid merry nimble quiet rapid sage"

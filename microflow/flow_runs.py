@@ -130,8 +130,7 @@ def resume_flow_run(
     """Let a paused or suspended flow run go on, in whatever process it is; returns None.
 
     Where the run's process waits, it goes on. A suspended run, or one whose process died, is put into the queue for
-    whoever serves its flow (``flow.serve``); ``python -m microflow resume RUN`` runs it at once.
-    NotPausedError when the run is not paused (any more), FlowPauseTimeout
+    whoever serves its flow (``flow.serve``). NotPausedError when the run is not paused (any more), FlowPauseTimeout
     after the deadline of the pause, ObjectNotFound for an unknown id, RuntimeError when `run_input` does not fit what
     the pause asked for or the run cannot be run again; the run stays paused then.
 

@@ -390,6 +390,7 @@ class TestInterrupts:
         assert text in (fold().task_states(key)[-1].message or "")
 
     @both
+    @pins("task_engine", 106)
     def test_an_interrupt_before_running_is_recorded_as_well(self, colour: Colour):
         def name():
             raise KeyboardInterrupt

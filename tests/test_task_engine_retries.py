@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import microflow._waits as waits
 from microflow.context import TaskRunContext
 from tests.behaviour_support import pins
 from tests.support import (
@@ -173,9 +174,16 @@ class TestRetries:
     @both
     @pins("task_engine", 89)
     def test_waiting_for_a_retry_is_not_running(self, colour: Colour, monkeypatch):
-        slept = fake_waits(monkeypatch)
-        in_flow(colour, colour.task(failing(1), retries=1, retry_delay_seconds=60))
+        slept, attempts = fake_waits(monkeypatch), list[int]()
+
+        def work():
+            waits.time.sleep(5)  # of the clock that stands in
+            attempts.append(1)
+            if len(attempts) == 1:
+                raise FAILURE
+
+        in_flow(colour, colour.task(work, retries=1, retry_delay_seconds=60))
         (key,) = task_ids("work")
-        assert slept == pytest.approx([60], abs=1)
-        assert 0 < fold().task_run(key).total_run_time.total_seconds() < 30
+        assert slept == pytest.approx([5, 60, 5], abs=1)
+        assert 10 <= fold().task_run(key).total_run_time.total_seconds() < 30, "both attempts, and not the delay"
 

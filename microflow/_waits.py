@@ -245,6 +245,9 @@ class AsyncioWaits:
             await asyncio.wait_for(awake.wait(), seconds)
         except asyncio.TimeoutError:
             return
+        except asyncio.CancelledError:
+            if not cancelled.is_set():  # else who told us to stop says it in two ways
+                raise
         finally:
             cancelled.forget(wake)
         cancelled.woke()

@@ -32,7 +32,7 @@ from microflow.worker import MOST_TAKEOVERS, Worker
 from tests import served_flows as served
 from tests import served_tasks
 from tests.behaviour_support import pins
-from tests.kill_support import cli, wait_until
+from tests.kill_support import cli, environment, wait_until
 from tests.support import PATIENCE, Colour, both, memory_home
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -651,12 +651,13 @@ class TestThePage:
     def test_an_example_runs_as_written(self, client, tmp_path, example, count):
         (tmp_path / "served.py").write_text(textwrap.dedent(SERVED))
         (tmp_path / "example.py").write_text(example)
-        server = subprocess.Popen([sys.executable, "served.py"], cwd=tmp_path)
+        server = subprocess.Popen([sys.executable, "served.py"], cwd=tmp_path, env=environment())
         try:
             assert wait_until(lambda: bool(client.read_deployments()))
             done = subprocess.run(
-                [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE * 2
-            )
+                [sys.executable, "example.py"],
+                cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE * 2,
+            )  # fmt: skip
             assert (done.returncode, done.stderr) == (0, "")
             assert done.stdout.count("Completed") == count
             server.send_signal(signal.SIGTERM)

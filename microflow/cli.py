@@ -46,7 +46,7 @@ from .exceptions import (
     RunningElsewhere,
     StorageError,
 )
-from .flow_engine import run_flow
+from .flow_engine import run_to_state
 from .flow_runs import take_over
 from .flows import Flow, load_flow_from_entrypoint
 from .serializers import to_json
@@ -448,7 +448,7 @@ def _execute(flow: Flow[Any, Any], live: LiveRun, parameters: dict[str, Any]) ->
     """Run the claimed run to its end; gives the state in which it ended, however that came about."""
     with Progress(live, sys.stderr):
         try:
-            outcome = run_flow(flow, None, parameters, None, "state", live=live)
+            outcome = run_to_state(flow, parameters, live)
             if flow.isasync:
                 import asyncio  # only for coroutine flows
 

@@ -209,6 +209,29 @@ def run_flow(
     return _awaited(flow, outcome, error_logger) if flow.isasync and not flow.isgenerator else outcome
 
 
+def run_to_state(flow: Flow[Any, Any], parameters: dict[str, Any], live: LiveRun) -> Any:
+    """Run a claimed run to its end, for its state alone: gives that, or a coroutine for it. Nobody wants the items of a
+    generator flow: they are consumed."""
+    if not flow.isgenerator:
+        return run_flow(flow, None, parameters, None, "state", live=live)
+    from ._handing_over import handed_over, handed_over_async  # only for generator flows
+
+    async def consumed() -> State[Any]:
+        engine = AsyncFlowRunEngine(flow, parameters, live=live)
+        with Termination(isasync=True):
+            async for _ in handed_over_async(engine._run, engine.final_state):
+                pass
+        return engine.final_state()
+
+    if flow.isasync:
+        return consumed()
+    engine = FlowRunEngine(flow, parameters, live=live)
+    with Termination(isasync=False):
+        for _ in handed_over(engine._run, engine.final_state):
+            pass
+    return engine.final_state()
+
+
 @contextmanager
 def _told(flow: Flow[Any, Any], error_logger: Any) -> Iterator[None]:
     try:

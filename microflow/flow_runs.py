@@ -17,7 +17,7 @@ from .client.orchestration import SyncClient, current_client
 from .client.waiting import until_final
 from .entrypoints import load_entrypoint
 from .exceptions import MicroflowException, MissingFlowError
-from .flow_engine import run_flow
+from .flow_engine import run_to_state
 from .states import Suspended
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def rerun(flow: Flow[Any, Any], flow_run_id: UUID | str, *, steal: bool = False,
     Gives the final state, or a coroutine for it. RunningElsewhere while another process owns the run, unless
     `steal`; NotPausedError for a run that has ended, unless `force`."""
     live, parameters, _ = take_over(flow, flow_run_id, steal=steal, force=force)
-    return run_flow(flow, None, parameters, None, "state", live=live)
+    return run_to_state(flow, parameters, live)
 
 
 # the reference's other name of the coroutine forms

@@ -23,7 +23,7 @@ KEYS = ["id", "name", "flow_name", "state_type", "state_name", "message", "resul
 
 SCRIPT = r'''
 import os, subprocess, sys, time
-from microflow import flow, task
+from microflow import flow, suspend_flow_run, task
 from microflow.states import Cancelled, Paused
 
 print("the script is loaded")
@@ -48,6 +48,28 @@ def noisy(x: int = 1):
 async def coroutine(x=1):
     print("printed")
     return await add_one.submit(x)
+
+@flow
+def items(x=1):
+    for number in range(x):
+        yield add_one(number)
+    return x + 1
+
+@flow
+async def coroutine_items(x=1):
+    for number in range(x):
+        yield add_one(number)
+
+@flow
+def broken_items():
+    yield add_one(1)
+    raise ValueError("no good")
+
+@flow
+def suspended_items():
+    yield add_one(1)
+    suspend_flow_run()
+    yield add_one(2)
 
 @flow
 def fails():
@@ -140,6 +162,25 @@ def test_run_with_json_prints_one_document_and_nothing_else(script, private_home
         "result": 42,
     }
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "state"),
+    [("items", 0, "Completed"), ("coroutine_items", 0, "Completed"), ("broken_items", 1, "Failed")],
+)
+def test_run_consumes_the_items_of_a_generator_flow(script, private_home, name, status, state):
+    given = ["--param", "x=3"] if status == 0 else []
+    done = cli("run", f"{script}:{name}", *given, "--json")
+    report = document(done)
+    assert (done.returncode, report["state_name"]) == (status, state)
+    assert report["result"] == (4 if name == "items" else None), "what it returns; an async one returns nothing"
+
+
+def test_a_generator_flow_that_was_suspended_goes_on_from_its_log(script, private_home):
+    assert cli("run", f"{script}:suspended_items").returncode == 3
+    done = cli("resume", run_id_of(private_home))
+    assert done.returncode == 0
+    assert "1 handed back" in done.stderr
 
 
 def test_with_json_whatever_a_flow_prints_goes_to_standard_error(script):

@@ -378,14 +378,17 @@ def test_a_body_whose_log_refuses_is_left_for_a_resume_though_the_log_takes_more
 
 @both
 def test_a_run_that_waits_for_its_retry_can_be_cancelled_meanwhile(colour, monkeypatch):
-    client, threads = current_client(), []
+    """Its process works on it, so its hooks have their turn."""
+    client, threads, entered = current_client(), [], []
 
     def look(record: Any) -> None:
         if record.data.get("name") == "AwaitingRetry":
             threads.append(threading.Thread(target=cancel_flow_run, args=(record.run_id,)))
             threads[-1].start()
 
-    @colour.flow(retries=1, retry_delay_seconds=PATIENCE * 10)
+    hooks = [lambda flow, run, state: entered.append(state.name)]
+
+    @colour.flow(retries=1, retry_delay_seconds=PATIENCE * 10, on_cancellation=hooks)
     def main():
         client.store.bus.subscribe(own_run_id(), look)
         raise ValueError("once")
@@ -393,7 +396,8 @@ def test_a_run_that_waits_for_its_retry_can_be_cancelled_meanwhile(colour, monke
     with pytest.raises(CancelledRun):
         colour.run(main)
     threads[0].join(PATIENCE)
-    assert flow_states()[-2:] == ["AwaitingRetry", "Cancelled"]
+    assert flow_states()[-3:] == ["AwaitingRetry", "Cancelling", "Cancelled"]
+    assert entered == ["Cancelling"]
 
 
 def test_a_flow_that_is_run_without_parameters_takes_its_defaults():

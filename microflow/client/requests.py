@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import FlowPauseTimeout, NotPausedError
-from ..states import Cancelled, Cancelling, Failed, Running, Scheduled, State, StateType
+from ..states import Cancelled, Cancelling, Failed, Running, Scheduled, State
 from ..transitions import is_expired
 from .fold import PAUSE_EXPIRED as PAUSE_EXPIRED
 from .live import Answer, LiveRun
@@ -170,7 +170,7 @@ def cancel(live: LiveRun, is_alive: Callable[[LiveRun], bool]) -> Answer:
         present = live.flow_run.state
         if present is None or present.is_final():
             return Answer(Answer.REJECT, present, f"the run has ended as {present}"), []
-        working = is_alive(live) and not present.is_suspended() and present.type is not StateType.SCHEDULED
+        working = is_alive(live) and not present.is_suspended()
         if present.is_cancelling() and working:
             return Answer(Answer.ACCEPT, present), []
         state: State[Any] = Cancelling() if working else Cancelled(message="It was cancelled while nobody ran it.")

@@ -44,7 +44,7 @@ from ..exceptions import (
     Pause,
     RunningElsewhere,
 )
-from ..flow_engine import run_flow
+from ..flow_engine import run_to_state
 from ..flow_runs import check_flow_fits, take_over
 from ..logging import get_logger
 from ..serializers import to_json
@@ -200,7 +200,7 @@ class _Invocation:
         outcome: Any = None
         with _Deadline(live, context, self.margin):
             try:
-                outcome = run_flow(self.flow, None, parameters, None, "state", live=live)
+                outcome = run_to_state(self.flow, parameters, live)
                 if self.flow.isasync:
                     import asyncio  # only for coroutine flows
 

@@ -8,10 +8,23 @@ new one, and a process that dies while it writes leaves the old one, and perhaps
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from . import _files
 from ._media import RUN_ID, check_run_id, storage_error
 from .exceptions import NoSpace
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Documents(Protocol):
+        """What every store can do with them."""
+
+        def put(self, name: str, data: bytes) -> None: ...
+        def get(self, name: str) -> bytes | None: ...
+        def list(self) -> list[str]: ...
+        def remove(self, name: str) -> bool: ...
+
 
 #: bytes that a document may have
 LARGEST = 1024 * 1024

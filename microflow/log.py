@@ -137,14 +137,10 @@ from ._chain import (
     join,
     parse_line,
 )
-from .events import Record
+from ._ledger import Ledger
 from .exceptions import (
-    Conflict,
-    DamagedLog,
-    Fenced,
     IndeterminateAppend,
     LogError,
-    LogFormatTooNew,
     ObjectNotFound,
     StorageError,
 )
@@ -153,6 +149,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._media import FileMedium, MemoryMedium
+    from .events import Record
 
     Body = dict[str, Any]
 
@@ -191,7 +188,7 @@ class Reading:
 # ------------------------------------------------------------------------------------ the open log
 
 
-class Log:
+class Log(Ledger):
     """One open log: the protocol of the essay above, over the bytes that `medium` holds.
 
     Any thread may call any method. A KeyboardInterrupt may end a call anywhere: what it leaves half
@@ -199,13 +196,11 @@ class Log:
     """
 
     def __init__(self, run_id: str, medium: FileMedium | MemoryMedium) -> None:
-        self.run_id = run_id
+        super().__init__(run_id, medium.location)
         self._medium = medium
         # Guards all fields below and the medium. Taken before the lock on the file, given back after it.
         self._mutex = threading.Lock()
         self._sync_ended = threading.Condition(self._mutex)
-        self._chain = Chain(run_id)
-        self._half = False  # the chain is being changed: after an interrupt it may be half changed
         self._poison: BaseException | None = None  # once set, never cleared
         self._synced = 0  # all lines before this position are on the disk
         self._syncing = False  # a leader flushes, without the mutex
@@ -314,53 +309,6 @@ class Log:
                 f"{self._medium.location} is not used any more, since an earlier write or sync failed: {self._poison}"
             ) from self._poison
 
-    def _check_sound(self) -> None:
-        """Nothing may be written to a log that is damaged or newer than we are (L17, L18)."""
-        problem = self._problem()
-        if problem is not None:
-            raise problem
-        if self._chain.writer > FORMAT_VERSION:
-            raise LogFormatTooNew(
-                f"appending to {self._medium.location} needs format version {self._chain.writer}, "
-                f"this is version {FORMAT_VERSION}: use a newer microflow"
-            )
-
-    def _problem(self) -> LogError | None:
-        damage, location = self._chain.damage, self._medium.location
-        if damage is not None:
-            return DamagedLog(location, *damage)
-        if self._chain.too_new:
-            return LogFormatTooNew(
-                f"{location}: {self._chain.too_new}; this is version {FORMAT_VERSION}: use a newer microflow"
-            )
-        return None
-
-    def _check_turn(self, bodies: Sequence[Body], expect: int, epoch: int | None) -> None:
-        """Whether these records may be appended now, by this writer."""
-        chain, claim = self._chain, self._chain.claim_in(bodies)
-        if claim is None:
-            self._check_fence(epoch)
-        if chain.next_position != expect:
-            raise Conflict(f"run {self.run_id} is at position {chain.next_position}, not {expect}: read what was added")
-        if chain.is_void(epoch, bodies):
-            raise ValueError(f"epoch {epoch} does not follow from the current one, {chain.epoch}: {bodies[0]!r}")
-        if expect == 0 and not chain.is_header(bodies[0]):
-            raise ValueError(f"a log begins with the header of run {self.run_id}, not with {bodies[0]!r}")
-
-    def _check_fence(self, epoch: int | None) -> None:
-        if epoch is not None and self._chain.epoch > epoch:
-            chain = self._chain
-            holder = f"of process {chain.owner_pid} on {chain.owner_host}" if chain.owner else "which has ended since"
-            raise Fenced(
-                f"this process lost run {self.run_id}: its claim was number {epoch}, the current one is number "
-                f"{chain.epoch}, {holder}"
-            )
-
-    def _account(self, line: bytes, epoch: int | None, bodies: Sequence[Body]) -> None:
-        self._half = True
-        self._chain.accept_own(line, epoch, bodies)
-        self._half = False
-
     # -- read
 
     def read(self, position: int = 0, *, foreign: bool = False) -> Reading:
@@ -380,13 +328,7 @@ class Log:
             problem = self._problem()
             if not self._chain.next_position and problem is None:
                 raise ObjectNotFound(f"run {self.run_id} was never created: {self._medium.location} has no first line")
-            records = [
-                Record(self.run_id, line.position, line.epoch, line.time, body["k"], body)
-                for line in lines
-                if not (line.void or (foreign and line.own))
-                for body in line.bodies
-            ]
-            return Reading(self._chain, records, problem)
+            return Reading(self._chain, self._records(lines, foreign), problem)
 
     def _lines_from(self, position: int) -> list[Line] | None:
         """The accepted lines from `position` on: the new ones by folding, those before them by their offsets.

@@ -126,12 +126,22 @@ class _Field:
         self.default = default
 
 
+def _store(value: object) -> str | None:
+    """The class or function that makes a store; nothing for the stores of microflow."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and all(part and ":" not in part for part in value.partition(":")[::2]):
+        return value
+    raise ValueError
+
+
 _BOOLEAN = "true or false (also 1/0, yes/no, on/off)"
 _COUNT = "a whole number from 0"
 _SECONDS = "a number of seconds from 0"
 
 FIELDS: dict[str, _Field] = {
     "home": _Field("MICROFLOW_HOME", _home, f"the path of a folder, or {MEMORY}", None),
+    "store": _Field("MICROFLOW_STORE", _store, "module:name of what makes a store", None),
     "durability": _Field("MICROFLOW_DURABILITY", _durability, "process or disk", "process"),
     "keep_results": _Field("MICROFLOW_KEEP_RESULTS", _boolean, _BOOLEAN, True),
     "default_task_retries": _Field("MICROFLOW_TASKS_DEFAULT_RETRIES", _count, _COUNT, 0),
@@ -178,12 +188,14 @@ class Settings:
         "log_prints",
         "persist_results_by_default",
         "process_pool_max_workers",
+        "store",
         "task_disable_caching",
         "task_refresh_cache",
         "thread_pool_max_workers",
     )
 
     home: str | None
+    store: str | None
     durability: str
     keep_results: bool
     default_task_retries: int

@@ -2,7 +2,7 @@
 """Stores: where logs live. :class:`FileStore` keeps them in a folder, :class:`MemoryStore` in this process.
 
 :class:`Store` says what every store can do; nothing outside of this module may know that a log is a file.
-The few methods are meant to be enough for an object store with conditional writes as well.
+Who wants to keep logs elsewhere derives from ``KeyStore`` (key_stores.py), which asks for five small methods.
 
 A folder of runs::
 
@@ -50,13 +50,16 @@ from ._follower import Follower
 from ._media import RUN_ID, FileMedium, MemoryMedium, check_run_id, storage_error
 from ._queue import FileQueue, MemoryQueue
 from .events import Bus
-from .exceptions import MissingResult, NoSpace, ObjectNotFound
+from .exceptions import ConfigurationError, MissingResult, NoSpace, ObjectNotFound
 from .log import Log, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import Any, Literal
+
+    from ._documents import Documents
+    from .key_stores import KeyQueue
 
     Body = dict[str, Any]
     RunIds = list[str]  # inside the classes below, `list` is a method
@@ -81,8 +84,8 @@ class Store:
     bus: Bus
     location: str
     durability: str = "process"
-    queue: FileQueue | MemoryQueue
-    deployments: FileDocuments | MemoryDocuments
+    queue: FileQueue | MemoryQueue | KeyQueue
+    deployments: Documents
 
     @property
     def private(self) -> bool:
@@ -178,6 +181,22 @@ def _after_fork_in_child() -> None:
 if hasattr(os, "register_at_fork"):
     # _files registered before this: the parent's descriptors are closed by now
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def make_store(maker: str, home: str) -> Store:
+    """The store that the setting ``store`` names, ``module:name``: the module is imported, and what has that name is
+    called with the home. ConfigurationError when there is none."""
+    import importlib  # needed by those alone who keep logs elsewhere
+
+    module, _, name = maker.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"MICROFLOW_STORE is {maker!r}, which makes no store: {error}") from error
+    store = make(home)
+    if not isinstance(store, Store):
+        raise ConfigurationError(f"MICROFLOW_STORE is {maker!r}, which gave {store!r}: no microflow.stores.Store")
+    return store
 
 
 def _name_of(data: bytes) -> str:

@@ -84,7 +84,9 @@ def test_I2_nobody_but_those_listed_proposes_a_state():
 
 def test_I2_nobody_but_the_client_appends_and_it_does_so_in_few_places():
     """Broken if a state were written to the log without the table being asked."""
-    assert callers("append", of="store") == set(APPENDERS)
+    found = callers("append", of="store")
+    # check_store appends to storage that it makes for its questions, where no run of a flow is
+    assert {name for name in found if not name.startswith("_store_checks.")} == set(APPENDERS)
 
 
 # ------------------------------------------------------------------------------------------------ I6

@@ -148,7 +148,7 @@ def test_temporary_settings_end_when_the_block_raises(bare):
 
 
 def test_an_unknown_name_is_refused_with_the_names_that_exist():
-    with pytest.raises(ConfigurationError, match=r"no setting durabilty; the settings are home, durability"):
+    with pytest.raises(ConfigurationError, match=r"no setting durabilty; the settings are home, store, durability"):
         temporary_settings(durabilty="disk")
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from .._documents import FileDocuments, MemoryDocuments
+    from .._documents import Documents
     from ..flows import Flow
 
 _FORMAT = "microflow deployment 1"
@@ -112,7 +112,7 @@ class Deployment:
 
 
 def put_deployment(
-    documents: FileDocuments | MemoryDocuments,
+    documents: Documents,
     flow: Flow[Any, Any] | str,
     name: str,
     parameters: dict[str, Any] | None,
@@ -177,7 +177,7 @@ def _found_from_anywhere(entrypoint: str | None) -> str | None:
     return f"{os.path.abspath(place)}:{name}" if colon and place.endswith(".py") else entrypoint
 
 
-def read_deployment(documents: FileDocuments | MemoryDocuments, given: UUID | str) -> Deployment:
+def read_deployment(documents: Documents, given: UUID | str) -> Deployment:
     """The deployment of an id, a ``"flow name/name"``, or a name that only one deployment has."""
     text = str(given)
     try:
@@ -193,7 +193,7 @@ def read_deployment(documents: FileDocuments | MemoryDocuments, given: UUID | st
     return _opened(key, data)
 
 
-def _by_name(documents: FileDocuments | MemoryDocuments, name: str) -> Deployment:
+def _by_name(documents: Documents, name: str) -> Deployment:
     found = [each for each in list_deployments(documents) if each.name == name]
     if not found:
         raise ObjectNotFound(f"there is no deployment {name!r}; {_known(documents)}")
@@ -203,12 +203,12 @@ def _by_name(documents: FileDocuments | MemoryDocuments, name: str) -> Deploymen
     return found[0]
 
 
-def _known(documents: FileDocuments | MemoryDocuments) -> str:
+def _known(documents: Documents) -> str:
     names = [each.full_name for each in list_deployments(documents)[:10]]
     return f"there are: {', '.join(names)}" if names else "none was created in this home yet"
 
 
-def list_deployments(documents: FileDocuments | MemoryDocuments) -> list[Deployment]:
+def list_deployments(documents: Documents) -> list[Deployment]:
     """All deployments, by their names. One that cannot be read is left out; asked for by its id, it says why."""
     found = []
     for key in documents.list():

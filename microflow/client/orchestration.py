@@ -30,7 +30,7 @@ from ..exceptions import (
 from ..log import FORMAT, FORMAT_VERSION
 from ..settings import current_settings, resolve_home
 from ..states import Pending, Scheduled, State
-from ..stores import FileStore, MemoryStore, Store
+from ..stores import FileStore, MemoryStore, Store, make_store
 from .coroutines import Client as Client
 from .deferred import first_line
 from .fold import Run, state_record
@@ -463,22 +463,25 @@ def host_name() -> str:
 
 # guards the table of clients; held while a client is made, which opens nothing
 _lock = threading.Lock()
-_clients: dict[tuple[str, str, bool], SyncClient] = {}
+_clients: dict[tuple[str, str, bool, str | None], SyncClient] = {}
+
+
+def _own_store(durability: str) -> Store:
+    home = resolve_home()  # checked once: a home that was named and cannot be used is an error
+    return MemoryStore() if home == ":memory:" else FileStore(home, "disk" if durability == "disk" else "process")
 
 
 def current_client() -> SyncClient:
     """The client of the home that the settings name now; one for each home and process."""
     settings = current_settings()
-    key = (settings.home or resolve_home(), settings.durability, settings.keep_results)
+    key = (settings.home or resolve_home(), settings.durability, settings.keep_results, settings.store)
     client = _clients.get(key)
     if client is None:
-        home, durability, keep_results = key
+        home, durability, keep_results, maker = key
         with _lock:
             client = _clients.get(key)
             if client is None:
-                home = resolve_home()  # checked once: a home that was named and cannot be used is an error
-                disk = durability == "disk"
-                store: Store = MemoryStore() if home == ":memory:" else FileStore(home, "disk" if disk else "process")
+                store = _own_store(durability) if maker is None else make_store(maker, home)
                 client = _clients[key] = SyncClient(store, keep_results=keep_results)
     return client
 

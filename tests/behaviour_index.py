@@ -23,6 +23,7 @@ DIFFERENT: dict[str, dict[int, str]] = {
         58: "A flow retry is a new attempt",
         59: "A flow retry is a new attempt",
         62: "The dynamic key of a run is its id",
+        75: "A coroutine flow whose asyncio task is cancelled",
         77: "`sys.exit()` in a submitted task is a CRASHED task",
     },
 }

@@ -24,6 +24,7 @@ from microflow.exceptions import (
     UnfinishedRun,
 )
 from microflow.flow_engine import FlowRunEngine, run_flow
+from microflow.flow_runs import cancel_flow_run
 from microflow.flows import Flow
 from microflow.futures import FutureList, RunFuture
 from microflow.states import (
@@ -531,6 +532,28 @@ class TestInterrupts:
 
         run(body())
         assert flow_states() == ["Pending", "Running", "Crashed"]
+
+    @pins("flows", 75)
+    def test_a_cancelled_coroutine_flow_that_was_asked_to_stop_is_cancelled(self):
+        seen: list[str] = []
+        hooks = {f"on_{kind}": [lambda *_, kind=kind: seen.append(kind)] for kind in ("cancellation", "crashed")}
+
+        @flow(**hooks)
+        async def forever():
+            await asyncio.Event().wait()
+
+        async def body():
+            running = asyncio.ensure_future(forever())
+            while not flow_run_ids() or flow_states()[-1] != "Running":  # noqa: ASYNC110 - the log has no event
+                await asyncio.sleep(0)
+            cancel_flow_run(flow_run_ids()[0])
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+        run(body())
+        assert flow_states() == ["Pending", "Running", "Cancelling", "Cancelled"]
+        assert seen == ["cancellation"]
 
     @both
     def test_an_interrupted_task_crashes_its_flow(self, colour: Colour):

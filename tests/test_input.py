@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from microflow import flow, pause_flow_run, resume_flow_run, suspend_flow_run, task
+from microflow import flow, pause_flow_run, resume_flow_run, suspend_flow_run
 from microflow import input as inputs
 from microflow.client.orchestration import current_client
 from microflow.exceptions import ObjectAlreadyExists, ObjectNotFound, Pause, ValidationError
@@ -352,8 +352,9 @@ def test_each_attempt_asks_anew_and_no_old_answer_counts(colour: Colour):
     assert got == [1, 2]
 
 
+@both
 @pins("flows", 102)
-def test_a_pause_in_a_task_gets_the_answer():
+def test_a_pause_in_a_task_gets_the_answer(colour: Colour):
     states: list[Any] = []
 
     def answer(run_id: str) -> None:
@@ -361,16 +362,16 @@ def test_a_pause_in_a_task_gets_the_answer():
         assert inputs.read_flow_run_input("paused-1-schema", run_id, _sync=True)["required"] == ["value"]
         resume_flow_run(run_id, {"value": 5}, _sync=True)
 
-    @task
+    @colour.task
     def inner():
-        return pause_flow_run(int)
+        return (yield pause_flow_run(int))
 
-    @flow
+    @colour.flow
     def body():
         with when("PAUSED", answer):
-            return inner()
+            return (yield inner())
 
-    assert (body(), states) == (5, ["Paused"])
+    assert (colour.run(body), states) == (5, ["Paused"])
 
 
 def test_the_question_stands_in_the_line_that_pauses_and_the_answer_in_the_line_that_resumes():

@@ -19,7 +19,7 @@ from microflow.exceptions import (
     ObjectNotFound,
 )
 from microflow.flow_runs import apause_flow_run, aresume_flow_run, cancel_flow_run
-from microflow.states import StateType
+from microflow.states import Pending, StateType
 from microflow.task_runners import ThreadPoolTaskRunner
 
 from .behaviour_support import pins
@@ -225,24 +225,29 @@ def test_no_timeout_means_no_deadline():
     assert fold().states[2].state_details.pause_timeout is None
 
 
-def test_the_example_of_the_page():
-    """Three seconds of work there; the pause is not resumed and the run fails."""
+def test_the_example_of_the_page(capsys):
+    """As written there, but for the seconds that its task sleeps; nobody resumes it."""
 
     @task
-    def task_one() -> None:
+    def task_one():
         for _ in range(3):
             time.sleep(0.001)
 
     @flow
-    def my_flow() -> None:
-        terminal_state = task_one.submit().state
-        terminal_state = task_one(return_state=True)
+    def my_flow():
+        terminal_state = task_one.submit(return_state=True)
         if terminal_state.type == StateType.COMPLETED:
+            print("Task one succeeded! Pausing flow run..")
             pause_flow_run(timeout=2)
+        else:
+            print("Task one failed. Skipping pause flow run..")
 
+    began = time.monotonic()
     with pytest.raises(FlowPauseTimeout):
         my_flow()
-    assert flow_states()[-1] == "Failed"
+    assert time.monotonic() - began >= 2
+    assert "Pausing flow run" in capsys.readouterr().out
+    assert flow_states() == ["Pending", "Running", "Paused", "Running", "Failed"]
 
 
 # ----------------------------------------------------------------------------------------- pauses in tasks
@@ -494,8 +499,25 @@ def test_only_a_paused_run_can_be_resumed(colour):
     colour.run(main)
     with pytest.raises(NotPausedError, match="Cannot resume a run that isn't paused"):
         resume(flow_run_ids()[0])
+    pending = get_client(sync_client=True).create_flow_run(main, state=Pending())
+    with pytest.raises(NotPausedError, match="is in state Pending"):
+        resume(str(pending.id))
     with pytest.raises(ObjectNotFound):
         resume("01a1fc5b-c97b-7c32-bcb6-906012357f80")
+
+
+@pins("flows", 128)
+def test_outside_of_runs_a_resume_is_a_plain_call_or_where_a_loop_runs_a_coroutine():
+    unknown = "01a1fc5b-c97b-7c32-bcb6-906012357f80"
+    with pytest.raises(ObjectNotFound):
+        resume_flow_run(unknown)
+
+    async def main() -> None:
+        coroutine = resume_flow_run(unknown)
+        with pytest.raises(ObjectNotFound):
+            await coroutine
+
+    asyncio.run(main())
 
 
 @pins("flows", 126)

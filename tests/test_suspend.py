@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 executed = Witness()
 
 SCRIPT = """
+import asyncio, time
 from microflow import flow, task, suspend_flow_run, resume_flow_run
 from microflow.task_runners import ThreadPoolTaskRunner
 from microflow.flow_runs import asuspend_flow_run
@@ -76,7 +77,62 @@ def by_id(how="call"):
             work(2)
         except BaseException:
             pass
+    elif how == "timeout":
+        time.sleep(0.3)
     return "not recorded"
+
+by_id_in_time = by_id.with_options(timeout_seconds=0.25)
+
+@task
+async def awork(number):
+    saw(number)
+    return number
+
+@flow
+async def async_child():
+    saw("child")
+
+@flow
+async def async_by_id(how="call"):
+    await awork(1)
+    await asuspend_flow_run(flow_run_id=own_run_id())
+    saw("still here")
+    if how == "call":
+        await awork(2)
+    elif how == "submit":
+        awork.submit(2)
+    elif how == "map":
+        awork.map([2, 3])
+    elif how == "child":
+        await async_child()
+    elif how == "error":
+        raise ValueError("not recorded")
+    elif how == "swallowed":
+        try:
+            await awork(2)
+        except BaseException:
+            pass
+    elif how == "timeout":
+        await asyncio.sleep(20)
+    return "not recorded"
+
+async_by_id_in_time = async_by_id.with_options(timeout_seconds=0.25)
+
+@flow
+async def async_in_task():
+    await async_ask()
+
+@task
+async def async_ask():
+    await asuspend_flow_run()
+
+@flow
+async def async_in_child():
+    await async_asking_child()
+
+@flow
+async def async_asking_child():
+    await asuspend_flow_run()
 
 @flow
 def child():
@@ -226,9 +282,10 @@ def test_finally_blocks_run_and_no_hook_does(flows):
 
 
 @pins("flows", 120)
-@pytest.mark.parametrize("how", ["call", "submit", "map", "child", "error", "return", "swallowed"])
-def test_a_run_that_was_suspended_by_its_id_leaves_at_the_next_boundary(flows, how):
-    run_id = suspended(flows("by_id"), how)
+@pytest.mark.parametrize("name", ["by_id", "async_by_id"])
+@pytest.mark.parametrize("how", ["call", "submit", "map", "child", "error", "return", "swallowed", "timeout"])
+def test_a_run_that_was_suspended_by_its_id_leaves_at_the_next_boundary(flows, name, how):
+    run_id = suspended(flows(f"{name}_in_time" if how == "timeout" else name), how)
     assert executed == {1: 1, "still here": 1}
     assert flow_states(run_id)[-1] == "Suspended"
 
@@ -254,11 +311,13 @@ def test_a_failure_after_the_resumption_is_retried_and_suspends_again(flows):
 @pytest.mark.parametrize(
     ("name", "words"), [("in_task", "Cannot suspend task runs"), ("in_child", "Cannot suspend subflows")]
 )
-def test_tasks_and_subflows_cannot_be_suspended(flows, name, words):
+@pytest.mark.parametrize("colour", ["", "async_"], ids=["sync", "async"])
+def test_tasks_and_subflows_cannot_be_suspended(flows, colour, name, words):
     with pytest.raises(RuntimeError, match=words):
-        flows(name)()
+        run(flows(colour + name)())
 
 
+@pins("flows", 118)
 def test_a_flow_that_cannot_be_imported_again_is_refused_with_the_reason():
     @flow
     def local() -> None:

@@ -60,6 +60,7 @@ def test_a_failed_run_is_given_not_raised(monkeypatch):
     assert run.state.is_failed()
 
 
+@pins("flows", 129)
 def test_a_wait_that_takes_too_long_raises_under_both_names(monkeypatch):
     memory_home(monkeypatch)
     run = get_client(sync_client=True).create_flow_run(plain)

@@ -49,11 +49,20 @@ _AGAIN = 0.001
 
 
 class TimeIsUp(BaseException):
-    """Interrupts code whose time limit has run out. A BaseException, so that ``except Exception`` lets it pass."""
+    """Interrupts code whose time limit has run out. A BaseException, so that ``except Exception`` lets it pass.
 
-    def __init__(self, limit: Limit) -> None:
-        super().__init__(f"the time limit of {limit.seconds:g} second(s) has run out")
+    The log of a subflow that the limit of its caller stopped holds the message alone."""
+
+    __slots__ = ("limit",)  # not in ``__dict__``, which is written
+
+    def __init__(self, message: str, limit: Limit | None = None) -> None:
+        super().__init__(message)
         self.limit = limit
+
+    @classmethod
+    def of(cls, limit: Limit) -> TimeIsUp:
+        """The interrupt of one limit."""
+        return cls(f"the time limit of {limit.seconds:g} second(s) has run out", limit)
 
 
 class Limit:
@@ -87,7 +96,7 @@ class Limit:
     def check(self) -> None:
         """Raise TimeIsUp in code that goes on though its time is over."""
         if self.expired:
-            raise TimeIsUp(self)
+            raise TimeIsUp.of(self)
 
 
 # ------------------------------------------------------------------------------------------------ coroutines
@@ -227,7 +236,7 @@ def _ring(number: int, frame: FrameType | None) -> None:
         over.expired = True
         _set_timer()
         if over.is_inside(frame):
-            raise TimeIsUp(over)
+            raise TimeIsUp.of(over)
 
 
 def _alarm_is_ours() -> bool:

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from microflow import flow, pause_flow_run, task
-from microflow.exceptions import FlowRunTimeoutError
+from microflow import flow, get_client, pause_flow_run, task
+from microflow.exceptions import CrashedRun, FlowRunTimeoutError
 from microflow.states import StateType
 
 from .behaviour_support import pins
@@ -91,6 +91,27 @@ def test_a_subflow_that_is_stopped_by_the_limit_of_its_parent_has_crashed():
         parent()
     assert flow_states(flow_run_ids("child")[0])[-1] == "Crashed"
     assert flow_states(flow_run_ids("parent")[0])[-1] == "TimedOut"
+
+
+def test_what_stopped_the_subflow_is_in_its_log(tmp_path, monkeypatch, caplog):
+    """Without a warning that it could not be written."""
+    monkeypatch.setenv("MICROFLOW_HOME", str(tmp_path / "files"))
+
+    @flow(name="stopped by its caller")  # one name is warned of once
+    def child() -> None:
+        time.sleep(PATIENCE)
+
+    @flow(timeout_seconds=0.05)
+    def parent() -> None:
+        child()
+
+    with pytest.raises(FlowRunTimeoutError):
+        parent()
+    (read,) = get_client(sync_client=True).read_flow_runs(flow_names=["stopped by its caller"])
+    assert read.state is not None
+    with pytest.raises(CrashedRun, match="the time limit of 0.05 second"):
+        read.state.result(_sync=True)
+    assert "cannot be kept" not in caplog.text
 
 
 @pins("flows", 68)

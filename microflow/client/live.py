@@ -228,7 +228,10 @@ class LiveRun:
                 self._catch_up()
 
     def abandon(self) -> None:
-        """Forget the run without a word in its log: the store refused the last append, or fenced us."""
+        """Forget the run without a word in its log: the store refused the last append, or fenced us.
+
+        Known hole: a token is a process's, and lives while the process owns other runs. Until these have ended, other
+        processes see this run as running; ``--steal`` takes it."""
         if self._pid != os.getpid():
             return
         token, self.token = self.token, None

@@ -550,8 +550,8 @@ class TestServe:
             serve(served.greet, other)
 
     def test_what_is_neither_task_nor_flow_is_refused(self, home):
-        with pytest.raises(TypeError, match="only tasks and flows can be served, not <built-in function print>"):
-            serve(served.greet, print)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="only tasks and flows can be served, not <built-in function len>"):
+            serve(served.greet, len)  # type: ignore[arg-type]
 
     def test_a_worker_says_which_flows_it_serves(self, home):
         assert Worker(served.greet, served_tasks.add).status()["flows"] == ["greet"]

@@ -260,6 +260,8 @@ def crash_everywhere(
     can be kept, and equal ones must compare equal."""
     if not hasattr(os, "fork"):
         raise NotImplementedError("crash_everywhere needs os.fork, which this system does not have")
+    if flow.isgenerator:
+        raise TypeError(f"crash_everywhere runs flows that return; the items of {flow.name!r} would have no consumer")
     trials = Trials(flow, parameters or {}, answers or {}, seconds)
     whole = trials.trial()
     kills = 0

@@ -132,6 +132,15 @@ def test_a_task_that_is_executed_too_often_is_found(tmp_path):
         crash_everywhere(fresh)
 
 
+def test_a_generator_flow_is_refused_by_name():
+    @flow
+    def items():
+        yield 1
+
+    with pytest.raises(TypeError, match="the items of 'items' would have no consumer"):
+        crash_everywhere(items)
+
+
 def test_a_flow_that_hangs_is_named():
     with pytest.raises(AssertionError, match=re.escape("'hangs' did not end within 0.3 seconds")):
         crash_everywhere(flow(name="hangs")(lambda: os.read(os.pipe()[0], 1)), seconds=0.3)

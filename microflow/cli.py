@@ -50,8 +50,9 @@ from .flow_engine import run_to_state
 from .flow_runs import take_over
 from .flows import Flow, load_flow_from_entrypoint
 from .serializers import to_json
-from .settings import current_settings
+from .settings import current_settings, readable_home
 from .states import Pending, State, StateType
+from .stores import FileStore
 from .worker import Worker, serve
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _configure_logging(options.log_level)
     try:
-        status: int = options.command(options, _client() if options.needs_home else None)
+        status: int = options.command(options, _client(options.command) if options.needs_home else None)
         return status
     except KeyboardInterrupt:
         print("microflow: interrupted", file=sys.stderr)
@@ -172,8 +173,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _client() -> SyncClient:
-    current_settings()
+def _client(command: object) -> SyncClient:
+    home = readable_home() if command in (ls_command, show_command) and current_settings().store is None else None
+    if home is not None:  # on a read-only disk what is there can be looked at all the same
+        return SyncClient(FileStore(home))
     try:
         return current_client()
     except ConfigurationError as problem:  # the settings are fine, so it is the place

@@ -338,6 +338,14 @@ def resolve_home() -> str:
     return _fallback_home(home or "~/.microflow")
 
 
+def readable_home() -> str | None:
+    """The home, where it is a folder that can be read but not written: enough to look at what is there; else None."""
+    home = current_settings().home or os.path.join(os.path.expanduser("~"), ".microflow")
+    if home == MEMORY or not os.path.isabs(home) or not os.path.isdir(home) or os.access(home, os.W_OK):
+        return None
+    return home if os.access(home, os.R_OK | os.X_OK) else None
+
+
 def _make(path: str) -> str | None:
     """Make the folder (not its parents) unless it is there; why it cannot be used, or None."""
     try:

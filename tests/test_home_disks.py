@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Homes on real file systems that are full, read-only or not there, each in a mount namespace of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .kill_support import PATIENCE, cli, command, environment, logs, records
+from .lambda_support import check_that_namespaces_work
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")
+
+READ_ONLY = 'mount --bind "$PLACE" "$PLACE" && mount -o remount,ro,bind "$PLACE" && exec "$@"'
+SMALL = 'mount -t tmpfs -o size=1m,mode=700 tmpfs "$MICROFLOW_HOME" && exec "$@"'
+
+STEPS = """
+import os
+from microflow import flow, task
+
+@task
+def step(n, size):
+    with open("executed", "a") as file:
+        file.write(f"{n}\\n")
+    return os.urandom(size // 2).hex()  # does not shrink when it is packed
+
+@flow
+def steps(size: int, count: int):
+    return sum(len(step(n, size)) for n in range(count))
+"""
+
+FILL = """
+import os, subprocess, sys
+from microflow.client.orchestration import SyncClient, current_client
+from microflow.exceptions import NoSpace
+from microflow.stores import FileStore
+from steps import steps
+
+home, size, count, free = os.environ["MICROFLOW_HOME"], *map(int, sys.argv[1:])
+filler = os.path.join(home, "filler")
+with open(filler, "wb") as file:
+    file.write(b"x" * ((1 << 20) - free))
+try:
+    steps(size, count)
+except NoSpace as error:
+    assert home in str(error) and "free space and try again" in str(error), error
+else:
+    raise AssertionError("the disk is not full")
+
+def look():
+    "How often calls were executed, how many have ended, and with a result that had room: the others are run again."
+    records = FileStore(home).read(run_id).check().records  # as another process would see it
+    completed = [record.data for record in records if record.data.get("type") == "COMPLETED"]
+    kept = sum("result" in data for data in completed)
+    return len(open("executed").read().split()), len(completed), kept
+
+(run_id,) = FileStore(home).list()
+executed, ended, kept = look()
+assert 0 < kept <= ended < count and executed - ended in (0, 1), (ended, executed)
+run = [sys.executable, "-m", "microflow"]
+shown = subprocess.run([*run, "ls"], capture_output=True, text=True)
+assert shown.returncode == 0 and run_id in shown.stdout, shown
+assert subprocess.run([*run, "show", run_id], capture_output=True).returncode == 0
+full = subprocess.run([*run, "resume", run_id], capture_output=True, text=True)
+assert full.returncode == 7 and "space" in full.stderr, full
+
+executed, _, kept_then = look()
+assert kept_then >= kept, "what was recorded stays"
+os.unlink(filler)
+resumed = subprocess.run([*run, "resume", run_id], capture_output=True)
+assert resumed.returncode == 0, resumed
+state = SyncClient(FileStore(home)).read_flow_run(run_id).state
+assert state.result() == size * count
+again = open("executed").read().split()
+assert sorted(set(map(int, again))) == list(range(count)), "all were executed"
+assert len(again) == executed + count - kept_then, ("what had ended and was kept is handed back", again)
+print("resumed")
+"""
+
+
+def inside(mounts: str, *words: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run a command where these file systems are mounted, and nobody else sees them."""
+    check_that_namespaces_work()
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"mount --make-rprivate / && {mounts}", "sh", *words],
+        cwd=cwd, env=environment(**changes), capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    folder = tmp_path / "program"
+    folder.mkdir()
+    (folder / "steps.py").write_text(STEPS)
+    (folder / "fill.py").write_text(FILL)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "free"),
+    [(20_000, 60, 300_000), (400, 150, 60_000)],
+    ids=["where results are files", "where the log itself grows"],
+)
+@pytest.mark.parametrize("durability", ["process", "disk"])
+def test_a_full_disk_stops_the_run_with_a_typed_error_and_room_lets_it_go_on(
+    program, private_home, size, count, free, durability
+):
+    private_home.mkdir(exist_ok=True)
+    words = [sys.executable, "fill.py", str(size), str(count), str(free)]
+    done = inside(SMALL, *words, cwd=program, MICROFLOW_DURABILITY=durability)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("resumed\n")
+    assert list(private_home.iterdir()) == [], "all of it was on the small disk"
+
+
+def test_a_home_on_a_read_only_disk_can_be_looked_at_and_a_run_there_is_refused(program, private_home):
+    done = cli("run", "steps.py:steps", "--param", "size=3", "--param", "count=2", cwd=program)
+    assert done.returncode == 0, done.stderr
+    (log,) = logs(private_home)
+    before = log.read_bytes()
+    for look in (["ls"], ["show", log.stem]):
+        done = inside(READ_ONLY, *command(*look), cwd=program, PLACE=str(private_home))
+        assert done.returncode == 0, done.stderr
+        assert log.stem in done.stdout
+        assert "Completed" in done.stdout or "COMPLETED" in done.stdout
+    for act in (["run", "steps.py:steps", "--param", "size=3", "--param", "count=2"], ["resume", log.stem]):
+        done = inside(READ_ONLY, *command(*act), cwd=program, PLACE=str(private_home))
+        assert done.returncode == 7, done.stdout
+        assert f"the home {private_home} cannot be used: it cannot be written" in done.stderr
+    assert logs(private_home) == [log]
+    assert log.read_bytes() == before
+    assert (program / "executed").read_text().split() == ["0", "1"]
+
+
+def test_the_default_home_on_a_read_only_disk_is_looked_at_and_runs_go_to_the_temporary_folder(program, tmp_path):
+    user = tmp_path / "user"
+    (user / ".microflow").mkdir(parents=True, mode=0o700)
+    (tmp_path / "tmp").mkdir()
+    settings = {"MICROFLOW_HOME": "", "HOME": str(user), "PLACE": str(user), "TMPDIR": str(tmp_path / "tmp")}
+    run = ["run", "steps.py:steps", "--param", "size=3", "--param", "count=2"]
+    assert cli(*run, cwd=program, **settings).returncode == 0
+    (old,) = logs(user / ".microflow")
+    assert old.stem in inside(READ_ONLY, *command("ls"), cwd=program, **settings).stdout
+    done = inside(READ_ONLY, *command(*run), cwd=program, **settings)
+    assert done.returncode == 0, done.stderr
+    assert "may not outlive a reboot" in done.stderr
+    (new,) = logs(tmp_path / "tmp" / f"microflow-{os.getuid()}")
+    assert new.stem != old.stem
+    assert records(new)
+
+
+def test_a_flow_runs_where_there_is_no_home_at_all_and_in_memory_nothing_is_made(program, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    settings = {"HOME": str(tmp_path / "absent"), "TMPDIR": str(tmp_path / "tmp")}
+    run = ["run", "steps.py:steps", "--param", "size=3", "--param", "count=2"]
+    done = cli(*run, cwd=program, MICROFLOW_HOME=":memory:", **settings)
+    assert done.returncode == 0, done.stderr
+    assert "reboot" not in done.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
+    done = cli(*run, cwd=program, MICROFLOW_HOME="", **settings)
+    assert done.returncode == 0, done.stderr
+    assert "may not outlive a reboot" in done.stderr
+    assert len(logs(tmp_path / "tmp" / f"microflow-{os.getuid()}")) == 1
+    assert not (tmp_path / "absent").exists()

@@ -23,6 +23,8 @@ from .exceptions import Abort, MicroflowSignal, Pause
 from .transitions import is_expired
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._waits import Waits
     from .client.live import LiveRun
     from .states import State
@@ -80,32 +82,33 @@ def deadline_of(state: State[Any]) -> float | None:
     return None if due is None else time.monotonic() + max(0.0, (due - now_us()) / 1e6)
 
 
-async def until_due(live: LiveRun, waits: Waits, due: int) -> None:
-    """Wait for a moment of the wall clock, in microseconds, or until the run enters another state: a run that waits for
-    its retry may be cancelled. In a server that is told to stop, the wait is left to others."""
-    waiting = live.flow_run.state
+async def until_due(
+    live: LiveRun, waits: Waits, due: int, is_over: Callable[[], bool], told: StopSignal | None = None
+) -> None:
+    """Wait for a moment of the wall clock, in microseconds, or until `is_over`, which is asked when something happens
+    to the flow run and when somebody is `told` to stop: a run that waits for its retry may be cancelled."""
     stop = [StopSignal()]
 
     def wake(_: object) -> None:
         stop[0].set()
 
-    end, leaving = live.store.bus.subscribe(live.run_id, wake), live.leaving
-    if leaving is not None:
-        leaving.add_done_callback(wake)
+    end = live.store.bus.subscribe(live.run_id, wake)
+    if told is not None:
+        told.add_done_callback(wake)
     try:
         with live.store.follow(live.run_id, live.run.position):
             while (left := (due - now_us()) / 1e6) > 0:
                 live.refresh()  # after the signal was made: what comes from now on sets it
-                if live.flow_run.state is not waiting:
+                if is_over():
                     return
-                if leaving is not None and leaving.told:
-                    leaving.woke()
+                if told is not None and told.told:
+                    told.woke()
                 await waits.sleep(left, stop[0])
                 stop[0] = StopSignal()
     finally:
         end()
-        if leaving is not None:
-            leaving.forget(wake)
+        if told is not None:
+            told.forget(wake)
 
 
 async def released(live: LiveRun, waits: Waits) -> None:

@@ -184,7 +184,9 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
             await self.waits.sleep(seconds)
         else:  # long enough to be asked something meanwhile
             assert self.live is not None
-            await until_due(self.live, self.waits, due)
+            live, waiting = self.live, self.state
+            # in a server that is told to stop, the wait is left to others
+            await until_due(live, self.waits, due, lambda: live.flow_run.state is not waiting, live.leaving)
         self._log(INFO, "Received non-final state %r, will attempt to run again", self.state.name)
 
     async def _handle_success(self, result: Any) -> None:

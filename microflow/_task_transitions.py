@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ._arguments import read_wait_for
 from ._definitions import hook_name
-from ._waits import Waits, now_us, settle, to_datetime, to_us
+from ._waits import StopSignal, Waits, now_us, settle, to_datetime, to_us
 from .client.live import Answer
 from .exceptions import Abort, CancelledRun, LogError, Pause, RecordTooLarge, StorageError
 from .logging import DEBUG, ERROR, INFO, TASK_RUNS, RunLogger, task_run_logger
@@ -220,11 +220,32 @@ class TaskTransitions(Generic[R]):
         due = state.state_details.scheduled_time
         if due is None or state.type is not StateType.SCHEDULED:
             return
-        await self.waits.sleep(((to_us(due) or 0) - now_us()) / 1e6, self.context.get("cancel_event"))
+        await self._sleep_until(to_us(due) or 0)
         if self.is_cancelled():
             return
         self.set_state(Retrying() if state.name == "AwaitingRetry" else Running(), force=True)
         await settle(self.call_hooks())
+
+    async def _sleep_until(self, due: int) -> None:
+        """Wait for a moment, in microseconds of the wall clock, or until the run is cancelled. When its flow run was
+        asked to stop meanwhile, CANCELLED is recorded (a suspended one goes on later), and the signal raised."""
+        told = self.context.get("cancel_event")
+        seconds = (due - now_us()) / 1e6
+        flow_context = self._call.flow_context if self._call is not None else None
+        if seconds < 1 or flow_context is None or not (told is None or isinstance(told, StopSignal)):
+            await self.waits.sleep(seconds, told)
+            return
+        from ._boundary import stop_signal, until_due  # only for waits that are worth it
+
+        live = flow_context.live
+        await until_due(live, self.waits, due, lambda: self.is_cancelled() or stop_signal(live) is not None, told)
+        signal = stop_signal(live)
+        if signal is None or self.is_cancelled():
+            return
+        if isinstance(signal, Abort):
+            message = "Its flow run was cancelled while it waited for its retry."
+            await self._set_final_state(Cancelled(message=message), force=True)
+        raise signal
 
     async def _handle(self, error: BaseException) -> None:
         """An attempt that failed: the handler of its kind decides."""

@@ -400,6 +400,36 @@ def test_a_run_that_waits_for_its_retry_can_be_cancelled_meanwhile(colour, monke
     assert entered == ["Cancelling"]
 
 
+@both
+@pytest.mark.parametrize("submitted", [False, True], ids=["called", "submitted"])
+def test_a_task_that_waits_for_its_retry_does_not_keep_its_flow_from_being_cancelled(colour, submitted):
+    """The delay is longer than the test's patience."""
+    client, threads = current_client(), []
+
+    def look(record: Any) -> None:
+        if record.data.get("name") == "AwaitingRetry" and not threads:
+            threads.append(threading.Thread(target=cancel_flow_run, args=(record.run_id,)))
+            threads[-1].start()
+
+    @colour.task(retries=1, retry_delay_seconds=PATIENCE * 10)
+    def again():
+        raise ValueError("once")
+
+    @colour.flow
+    def main():
+        client.store.bus.subscribe_log(own_run_id(), look)
+        if submitted:
+            again.submit().wait()
+        else:
+            yield again()
+
+    with pytest.raises(CancelledRun):
+        colour.run(main)
+    threads[0].join(PATIENCE)
+    assert flow_states()[-1] == "Cancelled"
+    assert task_states("again") == [["Pending", "Running", "AwaitingRetry", "Cancelled"]]
+
+
 def test_a_flow_that_is_run_without_parameters_takes_its_defaults():
     @flow
     def main(number: int = 4) -> int:

@@ -308,6 +308,33 @@ def test_a_list_has_the_runs_that_fit_every_filter(client, three, filters, names
     assert [run.name for run in client.read_flow_runs(**iterators)] == names
 
 
+def test_a_list_can_be_bounded_in_time(client, three):
+    """The range is half-open: what was to start at `before` is not in it."""
+    runs = client.read_flow_runs()
+    first, second, third = (run.expected_start_time for run in runs)
+    assert [run.name for run in client.read_flow_runs(after=second)] == ["two", "three"]
+    assert [run.name for run in client.read_flow_runs(before=third)] == ["one", "two"]
+    assert [run.name for run in client.read_flow_runs(after=first, before=second)] == ["one"]
+
+
+def test_a_list_can_be_of_the_children_of_a_run(client):
+    @flow
+    def child() -> None:
+        """Called twice."""
+
+    @flow
+    def parent() -> None:
+        child()
+        child()
+
+    parent()
+    parent()
+    mother, _ = current_client().read_flow_runs(flow_names=["parent"])
+    children = current_client().read_flow_runs(parent_flow_run_ids=[mother.id])
+    assert [run.flow_name for run in children] == ["child", "child"]
+    assert current_client().read_flow_runs(parent_flow_run_ids=[]) == []
+
+
 def test_a_list_of_ids_leaves_out_those_that_are_not_there(client, three):
     ids = [three[2].flow_run.id, three[0].run_id, uuid4()]
     assert {run.name for run in client.read_flow_runs(ids=ids)} == {"one", "three"}

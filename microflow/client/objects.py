@@ -372,8 +372,12 @@ def run_filter(
     state_types: Iterable[StateType | str] | None,
     state_names: Iterable[str] | None,
     tags: Iterable[str] | None,
+    after: datetime | None = None,
+    before: datetime | None = None,
 ) -> Callable[[FlowRun | TaskRun], bool]:
-    """Whether a run fits. Each filter is read once: it may be an iterator."""
+    """Whether a run fits. Each filter is read once: it may be an iterator. `after` and `before` bound the moment
+    at which the run was to start, as a half-open range; a naive moment is in UTC."""
+    first, last = to_us(after), to_us(before)
     wanted: dict[str, set[Any]] = {}
     if names is not None:
         wanted["name"] = set(names)
@@ -382,4 +386,13 @@ def run_filter(
     if state_names is not None:
         wanted["state_name"] = set(state_names)
     all_of = set(tags or ())
-    return lambda run: all_of <= run.tags and all(getattr(run, field) in values for field, values in wanted.items())
+
+    def is_due(run: FlowRun | TaskRun) -> bool:
+        due = to_us(run.expected_start_time)
+        return due is not None and (first is None or first <= due) and (last is None or due < last)
+
+    return lambda run: (
+        all_of <= run.tags
+        and all(getattr(run, field) in values for field, values in wanted.items())
+        and ((first is None and last is None) or is_due(run))
+    )

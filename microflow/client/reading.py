@@ -21,6 +21,7 @@ from .objects import FlowRun, TaskRun, run_filter, sort_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from ..states import State, StateType
     from ..stores import Store
@@ -94,12 +95,15 @@ class Reader:
         state_types: Iterable[StateType | str] | None = None,
         state_names: Iterable[str] | None = None,
         tags: Iterable[str] | None = None,
+        parent_flow_run_ids: Iterable[UUID | str] | None = None,
+        after: datetime | None = None,
+        before: datetime | None = None,
         limit: int | None = None,
         offset: int = 0,
         sort: str = "expected_start_time",
     ) -> list[FlowRun]:
-        """The flow runs that fit every filter given; `tags` must all be there. Runs whose log cannot be
-        read are left out."""
+        """The flow runs that fit every filter given; `tags` must all be there, and the run was to start at `after` or
+        later, and earlier than `before`. Runs whose log cannot be read are left out."""
         wanted = [str(run_id) for run_id in ids] if ids is not None else self.store.list()
         runs = []
         for run_id in wanted:
@@ -107,9 +111,12 @@ class Reader:
                 runs.append(self._seen(self.fold(run_id)))
             except MicroflowException:
                 continue
-        fits = run_filter(names, state_types, state_names, tags)
+        fits = run_filter(names, state_types, state_names, tags, after, before)
         names_of_flows = None if flow_names is None else set(flow_names)
         kept = [run for run in runs if fits(run) and (names_of_flows is None or run.flow_name in names_of_flows)]
+        if parent_flow_run_ids is not None:
+            parents = {str(parent) for parent in parent_flow_run_ids}
+            kept = [run for run in kept if str(run.parent_flow_run_id) in parents]
         kept.sort(key=sort_key(sort))
         return kept[offset:][:limit]
 
@@ -161,14 +168,17 @@ class Reader:
         state_types: Iterable[StateType | str] | None = None,
         state_names: Iterable[str] | None = None,
         tags: Iterable[str] | None = None,
+        after: datetime | None = None,
+        before: datetime | None = None,
         limit: int | None = None,
         offset: int = 0,
     ) -> list[TaskRun]:
-        """The task runs of one flow run that fit every filter given, in the order of their creation."""
+        """The task runs of one flow run that fit every filter given (see :meth:`read_flow_runs`), in the order of their
+        creation."""
         run = self.fold(str(flow_run_id))
         flow_state = run.seen(self.is_alive(run))
         found = (run.seen_task(task_id, flow_state) for task_id in run.tasks)
-        fits = run_filter(names, state_types, state_names, tags)
+        fits = run_filter(names, state_types, state_names, tags, after, before)
         return [task for task in found if fits(task)][offset:][:limit]
 
     def read_asset_events(

@@ -32,6 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with Dask and loky come last: what those leave in a process (threads, ways to pickle exceptions) is not to
+    be found by others."""
+    items.sort(key=lambda item: any(word in item.name or f"{word}_client" in getattr(item, "fixturenames", ())
+                                    for word in ("dask", "loky")))  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def trials(pytestconfig: pytest.Config) -> Callable[[int], int]:
     """How many rounds a test does: ``trials(200)`` is 200, or what ``--trials`` says."""

@@ -43,9 +43,11 @@ def program(tmp_path: Path) -> Path:
     for folder in ("tests", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    examples = tmp_path / "acme" / "_vendor" / "flow_engine" / "examples"  # no part of a copy, but of some tests
+    shutil.copytree(ROOT / "microflow" / "examples", examples, ignore=shutil.ignore_patterns("__pycache__"))
     for name in OF_THE_CHECKOUT:
         (tmp_path / "tests" / f"test_{name}.py").unlink()
-    for path in tmp_path.glob("tests/*.py"):
+    for path in (*tmp_path.glob("tests/*.py"), *examples.glob("*.py")):
         text = path.read_text()
         for pattern, replacement in RENAMED:
             text = re.sub(pattern, replacement, text)

@@ -29,11 +29,11 @@ from ._envelope import (
     resolver_of_worker,
     split,
 )
+from ._prints import effective_log_prints
 from ._tagged_json import NotEncodable
 from ._waits import BlockingWaits, finish, run_coroutine
 from .context import ContextModel, FlowRunContext, hydrated_context
 from .exceptions import ConfigurationError, MissingFlowError, SerializationError
-from .logging import effective_log_prints
 from .serializers import pack, unpack
 from .states import State, return_value_to_state
 

@@ -24,10 +24,10 @@ import time
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from ._loggers import get_logger
 from ._waits import now_us, to_us
 from .client.objects import TaskRunResult
 from .exceptions import MicroflowException
-from .logging import get_logger
 from .states import StateType
 from .task_runs import TaskRunWatch, has_ended
 

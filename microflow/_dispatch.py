@@ -30,6 +30,7 @@ from ._envelope import (
     split,
     unpack_error,
 )
+from ._loggers import get_logger
 from ._processes import (
     LAUNCHERS,
     AttemptTimedOut,
@@ -44,7 +45,6 @@ from ._task_lifecycle import TaskRunTimeoutError
 from ._waits import Outcome
 from .context import serialize_context
 from .exceptions import AttemptCancelled, SerializationError, WorkerLost, describe
-from .logging import get_logger
 from .serializers import unpack
 from .states import Cancelled, State
 from .task_engine import SyncTaskRunEngine

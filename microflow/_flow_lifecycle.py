@@ -30,6 +30,8 @@ from ._boundary import check_boundary, is_held, released, stop_signal, until_due
 from ._definitions import hook_name
 from ._flow_outcome import FlowOutcome
 from ._handing_over import Closed, hand_over
+from ._loggers import DEBUG, ERROR, FLOW_RUN_LISTENERS, INFO
+from ._prints import effective_log_prints
 from ._termination import meant_by
 from ._timeouts import Limit
 from ._timeouts import limit as start_limit
@@ -53,7 +55,6 @@ from .exceptions import (
     UpstreamTaskError,
 )
 from .futures import RunFuture, resolve_argument, resolve_futures_to_states
-from .logging import DEBUG, ERROR, FLOW_RUNS, INFO, RunLogger, effective_log_prints, flow_run_logger
 from .settings import current_settings
 from .states import (
     Cancelled,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 
     from .client.objects import FlowRun
     from .flows import Flow
+    from .logging import RunLogger
     from .task_runners import TaskRunner
 
 R = TypeVar("R")
@@ -126,6 +128,8 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
     @property
     def logger(self) -> RunLogger:
         """The run's logger."""
+        from .logging import flow_run_logger  # here, because most runs say nothing that anybody hears
+
         assert self.flow_run is not None
         return flow_run_logger(self.flow_run)
 
@@ -561,11 +565,11 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
     # ------------------------------------------------------------------------------------------- logging
 
     def _log(self, level: int, message: str, *args: object, error: object = None) -> None:
-        if FLOW_RUNS.isEnabledFor(level) and self.flow_run is not None:
+        if FLOW_RUN_LISTENERS.hear(level) and self.flow_run is not None:
             self.logger.log(level, message, *args, exc_info=error if isinstance(error, BaseException) else None)
 
     def _log_finished(self) -> None:
         state = self.state
-        shown = repr(state) if FLOW_RUNS.isEnabledFor(DEBUG) else str(state)
+        shown = repr(state) if FLOW_RUN_LISTENERS.hear(DEBUG) else str(state)
         fine = state.is_completed() or state.is_paused() or state.is_resuming()  # who resumes may be that quick
         self._log(INFO if fine else ERROR, "Finished in state %s", shown)

@@ -20,8 +20,8 @@ from collections import deque
 from typing import Any
 
 from . import _deadlocks
+from ._loggers import get_logger
 from ._waits import loop_is_running, run_coroutine
-from .logging import get_logger
 
 
 class _Slot:

@@ -23,7 +23,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .logging import get_logger
+from ._loggers import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -306,6 +306,8 @@ class ForkLauncher(_LaunchedHere):
 
 def _forget_handlers() -> None:
     """A fork has its parent's log handlers; what it logs is sent there instead."""
+    if "logging" not in sys.modules:
+        return
     import logging  # loaded already
 
     for logger in (logging.root, *logging.root.manager.loggerDict.values()):

@@ -12,24 +12,25 @@ Leaving a runner cancels what has not started (recorded as CANCELLED) and joins 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from concurrent.futures import Future, InvalidStateError
 from contextvars import copy_context
 from enum import Enum
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ._arguments import find, read_wait_for
+from ._loggers import get_logger
 from ._pool import LoopThread, NoThread, Pool, PoolSlot
 from ._waits import SLOT, BlockingWaits, StopSignal, finish, slot_given_back
 from .calls import Call, new_call, upstreams
 from .exceptions import LogError, Pause, StorageError
 from .futures import ConcurrentFuture, FutureList, RunFuture, resolve_argument
-from .logging import get_logger
 from .states import Cancelled, Crashed, Pending, State, exception_to_crashed_state
 from .task_engine import run_call
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
+    from concurrent.futures import Future
     from types import TracebackType
     from uuid import UUID
 
@@ -139,6 +140,14 @@ class Cancellation(str, Enum):
     DONE = "done"
 
 
+@cache
+def _future_class() -> type[Future[Any]]:
+    # loaded with the first submission, since it loads ``logging`` as well: a flow that only calls needs neither
+    from concurrent.futures import Future
+
+    return Future
+
+
 class Submission:
     """A run that was submitted: a job of the pool."""
 
@@ -166,7 +175,7 @@ class Submission:
         self.call = call
         self.parameters = parameters
         self.wait_for = wait_for
-        self.future: Future[Any] = Future()
+        self.future: Future[Any] = _future_class()()
         self.isasync = task.isasync
         self.context = copy_context()
         self.cancel_event = runner.cancel_event
@@ -250,6 +259,8 @@ class Submission:
     def leave_behind(self) -> None:
         """The program was interrupted while the function runs, which cannot be stopped: record the run as crashed. What
         the function still does is recorded nowhere."""
+        from concurrent.futures import InvalidStateError  # loaded already
+
         name = self.call.task_run.name
         get_logger("task_runners").warning("task run %r was still running when its runner was interrupted", name)
         state: State[Any] = Crashed(message="The program was interrupted, and did not wait for the function to return.")

@@ -19,9 +19,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from ._loggers import get_logger
 from ._waits import now_us
 from .exceptions import MicroflowException
-from .logging import get_logger
 from .states import StateType
 from .task_runs import has_ended
 

@@ -24,6 +24,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from ._loggers import DEBUG, ERROR, WARNING
+from ._prints import effective_log_prints
 from ._task_preparation import prepare
 from ._task_transitions import ReturnType as ReturnType
 from ._task_transitions import TaskRunTimeoutError as TaskRunTimeoutError
@@ -35,7 +37,6 @@ from .calls import new_call
 from .client.orchestration import current_client
 from .context import FlowRunContext, TaskRunContext, hydrated_context
 from .exceptions import Abort, LogError, Pause, StorageError
-from .logging import DEBUG, ERROR, WARNING, effective_log_prints
 from .settings import current_settings
 from .states import (
     Pending,

@@ -26,10 +26,10 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from ._loggers import WARNING
 from ._waits import AsyncioWaits
 from .cache_policies import CachePolicy
 from .context import FlowRunContext, TaskRunContext
-from .logging import WARNING
 from .results import get_result_store
 from .settings import current_settings
 from .transactions import AsyncTransaction, Transaction, get_transaction

@@ -19,16 +19,15 @@ that an override is felt.
 
 from __future__ import annotations
 
-import random
 import warnings
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ._arguments import read_wait_for
 from ._definitions import hook_name
+from ._loggers import DEBUG, ERROR, INFO, TASK_RUN_LISTENERS
 from ._waits import StopSignal, Waits, now_us, settle, to_datetime, to_us
 from .client.live import Answer
 from .exceptions import Abort, CancelledRun, LogError, Pause, RecordTooLarge, StorageError
-from .logging import DEBUG, ERROR, INFO, TASK_RUNS, RunLogger, task_run_logger
 from .states import (
     AwaitingRetry,
     Cancelled,
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from ._transaction_lifecycle import BaseTransaction
     from .calls import Call
     from .client.objects import TaskRun
+    from .logging import RunLogger
     from .tasks import Task
 
 R = TypeVar("R")
@@ -118,6 +118,8 @@ class TaskTransitions(Generic[R]):
     @property
     def logger(self) -> RunLogger:
         """The run's logger."""
+        from .logging import task_run_logger  # here, because most runs say nothing that anybody hears
+
         assert self.task_run is not None
         context = self._call.flow_context if self._call is not None else None
         return task_run_logger(self.task_run, self.task.name, None if context is None else context.flow_run)
@@ -351,7 +353,11 @@ class TaskTransitions(Generic[R]):
             return None
         delay = float(delays[min(self.retries, len(delays) - 1)] if isinstance(delays, list) else delays)
         jitter = self.task.retry_jitter_factor
-        return delay if not jitter else delay * (1 + jitter * random.random())
+        if not jitter:
+            return delay
+        import random  # only for this: it takes a millisecond to load
+
+        return delay * (1 + jitter * random.random())
 
     async def _can_retry(self, failure: Exception | State[Any]) -> bool:
         condition = self.task.retry_condition_fn
@@ -394,7 +400,7 @@ class TaskTransitions(Generic[R]):
     # ------------------------------------------------------------------------------------------- logging
 
     def _log(self, level: int, message: str, *args: object, error: object = None) -> None:
-        if TASK_RUNS.isEnabledFor(level):
+        if TASK_RUN_LISTENERS.hear(level):
             trace = error if isinstance(error, BaseException) else None
             self.logger.log(level, message, *args, exc_info=trace)
 
@@ -402,12 +408,12 @@ class TaskTransitions(Generic[R]):
         """The run's last line: INFO when it completed, else ERROR."""
         state = self.task_run.state if self.task_run is not None else None
         level = INFO if state is not None and state.type is StateType.COMPLETED else ERROR
-        if not TASK_RUNS.isEnabledFor(level):
+        if not TASK_RUN_LISTENERS.hear(level):
             return
         hint = ""
         if state is None or (state.is_pending() and not state.is_not_ready()):
             hint = "\nPlease wait for all submitted tasks: call .result() or .wait() on their futures, or return them."
-        shown = repr(state) if TASK_RUNS.isEnabledFor(DEBUG) else str(state)
+        shown = repr(state) if TASK_RUN_LISTENERS.hear(DEBUG) else str(state)
         self.logger.log(level, "Finished in state %s%s", shown, hint)
 
 

@@ -25,12 +25,12 @@ from ._arrivals import as_completed as as_completed
 from ._arrivals import wait as wait
 from ._boundary import check_after_wait
 from ._deadlocks import Job, One, blocking
+from ._loggers import get_logger
 from ._tagged_json import add_tag
 from ._waits import AsyncioWaits, BlockingWaits, Waits, completion_of, finish, slot_given_back
 from .client.objects import FlowRun, TaskRun
 from .client.orchestration import current_client
 from .exceptions import MicroflowException, ObjectNotFound, UpstreamTaskError
-from .logging import get_logger
 from .states import Cancelled, Pending, State
 from .task_runs import FlowRunWatch, TaskRunWatch, Watch, call_contained, end_of
 

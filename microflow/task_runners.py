@@ -10,13 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._loggers import get_logger
 from ._submitting import Cancellation as Cancellation
 from ._submitting import PooledTaskRunner, Submission
 from ._submitting import TaskRunner as TaskRunner
 from ._waits import finish
 from .calls import new_call
 from .futures import DistributedFuture, RunFuture
-from .logging import get_logger
 from .settings import current_settings
 
 if TYPE_CHECKING:

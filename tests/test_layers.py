@@ -36,6 +36,7 @@ FLOORS: dict[str, float] = {
     "_digests": 0,
     "_waits": 0,
     "_state_parts": 0,
+    "_loggers": 0,
     "settings": 0.1,
     "_timeouts": 0.1,
     "_termination": 0.1,
@@ -93,6 +94,7 @@ FLOORS: dict[str, float] = {
     "coercion": 4,
     "task_runs": 4,
     "logging": 5,
+    "_prints": 5.01,
     "runtime._attributes": 5,
     "runtime.flow_run": 5.1,
     "runtime.task_run": 5.1,
@@ -397,7 +399,8 @@ def test_a_function_is_measured_with_its_docstring_and_a_public_signature_once(j
 
 # ------------------------------------------------------------------------------------------------ a fresh interpreter
 
-HEAVY = ["asyncio", "multiprocessing", "http", "socket", "pickle", "inspect"]
+HEAVY = ["asyncio", "concurrent.futures", "dataclasses", "hashlib", "http", "inspect", "logging", "multiprocessing"]
+HEAVY += ["pickle", "random", "socket", "tempfile", "traceback"]
 if sys.version_info >= (3, 11):
     HEAVY.append("subprocess")  # the uuid of 3.10 imports platform, and that imports it
 
@@ -485,3 +488,17 @@ def test_a_blocking_run_never_imports_asyncio(private_home):
     )
     assert fresh(code, private_home) == "7 False\n"
     assert list(private_home.rglob("*.jsonl")), "the run was not logged on disk"
+
+
+def test_a_flow_that_only_calls_loads_neither_logging_nor_pools(private_home):
+    """What an import leaves out is not merely put off to the first call."""
+    code = (
+        "import sys\n"
+        "from microflow import flow, task\n"
+        "@task(log_prints=False, retries=1)\n"
+        "def double(x): return 2 * x\n"
+        "@flow\n"
+        "def calculate(x: int): return double(x) + 1\n"
+        f"print(calculate(3), [name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    assert fresh(code, private_home) == "7 []\n"

@@ -7,16 +7,20 @@ import asyncio
 import builtins
 import io
 import logging
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import microflow.logging as run_logging
 from microflow import flow, get_run_logger, task
+from microflow._prints import restore_print
 from microflow.context import FlowRunContext, TaskRunContext
 from microflow.exceptions import MissingContextError
-from microflow.logging import FLOW_RUNS, TASK_RUNS, flow_run_logger, get_logger, restore_print
+from microflow.logging import FLOW_RUNS, TASK_RUNS, flow_run_logger, get_logger
 from microflow.settings import temporary_settings
 from tests.behaviour_support import pins
 
@@ -358,3 +362,49 @@ class TestPrints:
         finally:
             TASK_RUNS.removeHandler(handler)
         assert "handled mine\n" in capsys.readouterr().out
+
+
+def fresh(code: str, home: Path) -> tuple[str, str]:
+    """What a new interpreter writes to standard output and error: a flow, then `code`, then one that fails."""
+    script = (
+        "import sys\n"
+        "from microflow import flow\n"
+        "@flow\n"
+        "def divides(by: int) -> float: return 1 / by\n"
+        "divides(1)\n"
+        "print('logging' in sys.modules)\n"
+        f"{code}\n"
+        "divides(2)\n"
+        "divides(0, return_state=True)\n"
+    )
+    environment = {"MICROFLOW_HOME": str(home), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+class TestLoadingLogging:
+    def test_an_error_is_shown_as_logging_shows_it_though_nobody_had_loaded_that(self, private_home):
+        out, errors = fresh("", private_home)
+        assert out == "False\n"
+        assert "Encountered exception during execution: ZeroDivisionError" in errors
+        assert "Finished in state Completed" not in errors
+
+    def test_a_program_that_configures_logging_after_its_first_run_hears_the_next_one(self, private_home):
+        out, errors = fresh("import logging; logging.basicConfig(level='INFO')", private_home)
+        assert out == "False\n"
+        assert errors.count("INFO:microflow.flow_runs:Finished in state Completed()") == 1
+
+    def test_a_level_that_is_changed_later_counts_at_once(self, caplog):
+        @flow
+        def empty() -> None:
+            pass
+
+        for level, heard in ((logging.WARNING, False), (logging.INFO, True), (logging.ERROR, False)):
+            caplog.clear()
+            FLOW_RUNS.setLevel(level)
+            try:
+                empty()
+            finally:
+                FLOW_RUNS.setLevel(logging.NOTSET)
+            assert any("Finished" in record.getMessage() for record in caplog.records) is heard

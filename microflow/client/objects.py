@@ -9,7 +9,6 @@ kept as microseconds and shown as datetimes in UTC, durations as microseconds an
 from __future__ import annotations
 
 import os
-import random
 import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -353,8 +352,9 @@ _NOUNS = "alder badger brook cedar crane delta ember falcon finch grove heron ja
 
 def random_name() -> str:
     """A name of two words for a run that was given none."""
-    pick = random.SystemRandom().choice  # the shared generator's state may be a clone's
-    return f"{pick(_ADJECTIVES.split())}-{pick(_NOUNS.split())}"
+    first, second = os.urandom(2)  # of the system, because the state of a generator may be a clone's
+    adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
+    return f"{adjectives[first % len(adjectives)]}-{nouns[second % len(nouns)]}"
 
 
 def sort_key(field: str) -> Callable[[_RunObject], tuple[bool, Any]]:

@@ -16,16 +16,22 @@ Two things that are no records are published as if they were one, at the end of 
   last words count: the log is read once more after the owner was found dead.
 * ``unreadable`` ``{"error": text}``: the log was damaged or deleted, or cannot be read. Published once.
 
-Known hole: two appends that bring the log to the size that it had at the last look are not seen; but a
-log only ever grows, except where a failed write is taken back.
+Where no thread can be started, the running event loop looks instead, so a coroutine that waits hears of
+others while the loop goes round. Without a loop either nobody could hear, and the wait is refused.
+
+Known holes: two appends that bring the log to the size that it had at the last look are not seen; but a
+log only ever grows, except where a failed write is taken back. A loop that looks instead of a thread looks for all
+loops of its process, and when it ends before they do, they hear no more.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from . import _waits
 from .events import Record
 from .exceptions import MicroflowException, ObjectNotFound
 
@@ -83,8 +89,8 @@ class Follower:
         # Guards the fields below. Not held while a subscriber runs or a log is read.
         self._mutex = threading.Lock()
         self._followed: dict[str, _Followed] = {}
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()  # of the present thread
+        self._looking: Any = None  # a thread, or a timer of the loop
+        self._stop = threading.Event()  # of what looks now
 
     def follow(self, run_id: str, position: int) -> Following:
         """See ``Store.follow``."""
@@ -92,15 +98,26 @@ class Follower:
 
     def enter(self, run_id: str, position: int) -> None:
         with self._mutex:
-            if self._thread is None:
+            if self._looking is None:
                 stop = threading.Event()
-                thread = threading.Thread(target=self._run, args=(stop,), name=THREAD_NAME)
-                thread.start()  # it may raise: then nothing has changed
-                self._thread, self._stop = thread, stop
+                self._looking = self._begin(stop)  # it may raise: then nothing has changed
+                self._stop = stop
             followed = self._followed.setdefault(run_id, _Followed(run_id, position))
             followed.count += 1
             followed.position = min(followed.position, position)
             followed.size = -1
+
+    def _begin(self, stop: threading.Event) -> Any:
+        thread = threading.Thread(target=self._run, args=(stop,), name=THREAD_NAME)
+        try:
+            thread.start()
+        except RuntimeError:
+            if _waits.loop_is_running():
+                return Context().run(self._look_later, stop, SHORTEST_PAUSE)
+            if not _waits.IS_ALONE:
+                raise
+            return None  # whoever blocks for news is told that none can come; sleeping is fine
+        return thread
 
     def leave(self, run_id: str) -> None:
         with self._mutex:
@@ -110,27 +127,43 @@ class Follower:
                 del self._followed[run_id]
             if self._followed:
                 return
-            thread, self._thread = self._thread, None
+            looking, self._looking = self._looking, None
             self._stop.set()
-        if thread is not None and thread is not threading.current_thread():  # a subscriber may be who leaves
-            thread.join()
+        if isinstance(looking, threading.Thread):
+            if looking is not threading.current_thread():  # a subscriber may be who leaves
+                looking.join()
+        elif looking is not None:
+            looking.cancel()
 
     def _run(self, stop: threading.Event) -> None:
         pause = SHORTEST_PAUSE
         while not stop.wait(pause):
-            with self._mutex:
-                followed = [] if stop.is_set() else list(self._followed.values())
             if _program_has_ended():
                 return  # only callbacks are left, and they do not keep it
-            news, began = False, time.monotonic()
-            for each in followed:
-                try:
-                    news = self._look(each) or news
-                except (MicroflowException, OSError) as error:
-                    self._give_up(each, error)
-            pause = SHORTEST_PAUSE if news else min(pause * 1.5, LONGEST_PAUSE)
-            # thousands of followed runs: a fifth of a processor is enough
-            pause = max(pause, min(4 * (time.monotonic() - began), 0.25))
+            pause = self._look_at_all(stop, pause)
+
+    def _look_later(self, stop: threading.Event, pause: float) -> Any:
+        return _waits.call_later(pause, self._look_on_loop, stop, pause)
+
+    def _look_on_loop(self, stop: threading.Event, pause: float) -> None:
+        pause = self._look_at_all(stop, pause)
+        with self._mutex:
+            if not stop.is_set():
+                self._looking = self._look_later(stop, pause)
+
+    def _look_at_all(self, stop: threading.Event, pause: float) -> float:
+        """Publish what is new in all logs; gives the pause until the next look."""
+        with self._mutex:
+            followed = [] if stop.is_set() else list(self._followed.values())
+        news, began = False, time.monotonic()
+        for each in followed:
+            try:
+                news = self._look(each) or news
+            except (MicroflowException, OSError) as error:
+                self._give_up(each, error)
+        pause = SHORTEST_PAUSE if news else min(pause * 1.5, LONGEST_PAUSE)
+        # thousands of followed runs: a fifth of a processor is enough
+        return max(pause, min(4 * (time.monotonic() - began), 0.25))
 
     def _look(self, followed: _Followed) -> bool:
         """Publish what is new in one log; says whether anything was."""

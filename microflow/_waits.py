@@ -343,6 +343,22 @@ def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
     return outcome[0]
 
 
+#: whether there never is another thread: WebAssembly without pthreads, which is where Pyodide runs
+IS_ALONE: bool = sys.platform in ("emscripten", "wasi") and not getattr(
+    getattr(sys, "_emscripten_info", None), "pthreads", False
+)
+
+
+def check_not_alone() -> None:
+    """Called before this thread blocks until somebody does something. RuntimeError when nobody else can be there: it
+    would block for ever, and a browser's page with it."""
+    if IS_ALONE:
+        raise RuntimeError(
+            "this wait would never end: no other thread can be started here, so nothing can happen while this one "
+            "blocks; make it a coroutine and await instead"
+        )
+
+
 # ------------------------------------------------------------------------------------------------- slots
 
 

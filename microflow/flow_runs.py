@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ._pausing import answered, check_timeout, current_flow_run, input_class, pause_here, question_of, suspend_here
-from ._waits import AsyncioWaits, BlockingWaits, choose_async, dual, finish, run_coroutine
+from ._waits import AsyncioWaits, BlockingWaits, check_not_alone, choose_async, dual, finish, run_coroutine
 from .client.orchestration import SyncClient, current_client
 from .client.waiting import until_final
 from .entrypoints import load_entrypoint
@@ -51,7 +51,10 @@ def pause_flow_run(
     A pause whose `key` was passed before in this attempt returns at once; the default key is the number of the
     pause in the attempt. A resume arrives by itself: `poll_interval` is accepted and not needed."""
     body = _pause(wait_for_input, timeout, key)
-    return body(AsyncioWaits()) if choose_async(_sync) else finish(body(BlockingWaits()))
+    if choose_async(_sync):
+        return body(AsyncioWaits())
+    check_not_alone()
+    return finish(body(BlockingWaits()))
 
 
 async def apause_flow_run(

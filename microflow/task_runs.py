@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
-from ._waits import AsyncioWaits, BlockingWaits, Waits, call_later, finish, slot_given_back
+from ._waits import AsyncioWaits, BlockingWaits, Waits, call_later, check_not_alone, finish, slot_given_back
 from .client.fold import state_of
 from .client.objects import FINAL
 from .client.orchestration import SyncClient, current_client
@@ -238,6 +238,7 @@ class _End:
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the run has ended or the time is up."""
+        check_not_alone()
         with slot_given_back():
             self._come.wait(self._timeout)
 

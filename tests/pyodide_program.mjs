@@ -7,3 +7,4 @@ const { loadPyodide } = await import(pyodide);
 const python = await loadPyodide();
 python.mountNodeFS("/checkout", checkout);
 await python.runPythonAsync(readFileSync(program, "utf8"));
+process.exit(); // Pyodide's loop leaves the timers of what it cancelled behind, and Node would wait for them

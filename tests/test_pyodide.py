@@ -52,6 +52,63 @@ answers["listed"] = command(["ls"])
 print("ANSWERS" + json.dumps(answers))
 """
 
+PAUSES = """
+import asyncio, json, os, sys
+sys.path.insert(0, "/checkout")
+os.environ["MICROFLOW_HOME"] = WHERE
+from microflow import flow, get_client, pause_flow_run, resume_flow_run, task
+from microflow.flow_runs import wait_for_flow_run
+from microflow.input import receive_input, send_input
+
+client = get_client(sync_client=True)
+seen = []
+
+@task(retries=1, retry_delay_seconds=0.01)
+def rounded(number):
+    seen.append(number)
+    if len(seen) == 1:
+        raise ValueError("again")
+    return round(number)
+
+@flow
+async def ask(name):
+    size = await pause_flow_run(wait_for_input=float, timeout=60)
+    async for who in receive_input(str, timeout=60):
+        break
+    return f"{who}: {rounded(size)} for {name}"
+
+@flow
+def blocking():
+    pause_flow_run()
+
+async def paused_run():
+    while True:
+        for run in client.read_flow_runs():
+            if run.state.is_paused():
+                return run.id
+        await asyncio.sleep(0.01)
+
+async def operator():
+    run_id = await paused_run()
+    try:
+        await resume_flow_run(run_id, {"value": "no number"})
+    except RuntimeError as refused:
+        seen.append(str(refused).count("no number"))
+        seen.clear()
+    await resume_flow_run(run_id, {"value": 2.7})
+    await send_input("Ada", run_id)
+    return (await wait_for_flow_run(run_id)).state.name
+
+running = asyncio.ensure_future(ask("tea"))
+answers = {"state": await operator(), "result": await running, "tries": len(seen)}
+answers["tasks left"] = len(asyncio.all_tasks()) - 1
+try:
+    blocking()
+except RuntimeError as refused:
+    answers["blocking"] = "make it a coroutine and await" in str(refused)
+print("ANSWERS" + json.dumps(answers))
+"""
+
 
 @pytest.fixture(scope="module")
 def pyodide(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -86,4 +143,16 @@ def test_flows_tasks_submit_map_retries_and_show_work_without_threads(home, pyod
         "attempts": 3,
         "shown": [0, 0],
         "listed": 0,
+    }
+
+
+@pytest.mark.parametrize("home", ["/tmp/home", ":memory:"])
+def test_a_coroutine_flow_pauses_for_input_that_another_coroutine_sends(home, pyodide, tmp_path):
+    """The loop hears of what is sent, where no thread could; a blocking pause would stop the page, and is refused."""
+    assert answers(pyodide, PAUSES.replace("WHERE", repr(home)), tmp_path) == {
+        "state": "Completed",
+        "result": "Ada: 3 for tea",
+        "tries": 2,
+        "tasks left": 0,
+        "blocking": True,
     }

@@ -12,7 +12,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from .._waits import SLOT, call_later, loop_is_running, slot_given_back
+from .._waits import SLOT, call_later, check_not_alone, loop_is_running, slot_given_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -74,6 +74,7 @@ class News:
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until something happens, or until the deadline."""
+        check_not_alone()
         with slot_given_back():
             self._rung.wait(self._left())
 

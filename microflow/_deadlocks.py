@@ -27,8 +27,9 @@ wait for each other without any loop are not looked for.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from ._typing_only import Protocol
 from ._waits import SLOT
 
 if TYPE_CHECKING:

@@ -29,13 +29,9 @@ from ._arguments import find, read_wait_for
 from ._boundary import check_boundary, is_held, released, stop_signal, until_due
 from ._definitions import hook_name
 from ._flow_outcome import FlowOutcome
-from ._handing_over import Closed, hand_over
 from ._loggers import DEBUG, ERROR, FLOW_RUN_LISTENERS, INFO
 from ._prints import effective_log_prints
 from ._termination import meant_by
-from ._timeouts import Limit
-from ._timeouts import limit as start_limit
-from ._tracking import Tracking
 from ._waits import Waits, now_us, settle, to_us
 from .client.live import Answer, LiveRun
 from .client.objects import FlowRunResult
@@ -73,6 +69,8 @@ from .states import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ._timeouts import Limit
+    from ._tracking import Tracking
     from .client.objects import FlowRun
     from .flows import Flow
     from .logging import RunLogger
@@ -279,6 +277,8 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         return None
 
     def _open_subflow(self, context: FlowRunContext) -> State[Any] | None:
+        from ._tracking import Tracking  # only for subflows
+
         tracking = self._tracking = Tracking.of(self.flow, self.parameters or {}, context)
         if tracking.call.ended is not None:
             if not self.flow.isgenerator:
@@ -482,7 +482,7 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
     async def _call_body(self, context: FlowRunContext) -> tuple[Exception | None, Any]:
         """What the body raised, and what it returned with its futures replaced, within the time limit of an attempt."""
         seconds = self.flow.timeout_seconds
-        context.limit = start_limit(seconds, isasync=self.flow.isasync) if seconds else None
+        context.limit = self._start_limit(seconds) if seconds else None
         error: Exception | None = None
         result = None
         try:
@@ -509,10 +509,17 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         error.__cause__ = cause
         return error
 
+    def _start_limit(self, seconds: float) -> Limit:
+        from ._timeouts import limit  # only for flows that have one
+
+        return limit(seconds, isasync=self.flow.isasync)
+
     async def _hand_over_from(self, generator: Any, context: FlowRunContext) -> Any:
         """Hand over what the body yields, one by one; gives what it returns. A consumer that wants no more closes it,
         and the run has COMPLETED without a value. The time limit goes on while the consumer has an item, but does not
         interrupt the consumer."""
+        from ._handing_over import Closed, hand_over  # only for flows that yield
+
         step = generator.asend if self.flow.isasync else generator.send
         throw = generator.athrow if self.flow.isasync else generator.throw
         call: tuple[Any, Any] = (step, None)
@@ -535,7 +542,7 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
                 if left <= 0:
                     await self._close(generator)
                     raise self._too_late(None)
-                context.limit = start_limit(left, isasync=self.flow.isasync)
+                context.limit = self._start_limit(left)
             check_boundary(context)
 
     async def _close(self, generator: Any) -> None:

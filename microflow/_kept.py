@@ -11,12 +11,13 @@ it again.
 
 from __future__ import annotations
 
-import base64
 import json
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from binascii import a2b_base64, b2a_base64
+from typing import TYPE_CHECKING, Any
 
 from ._tagged_json import add_tag
+from ._typing_only import Protocol
 from .exceptions import MissingResult, SerializationError, StorageError
 from .serializers import default_resolver, import_resolver, pack, to_json, unpack
 from .states import State, Value
@@ -41,11 +42,9 @@ class ResultFiles(Protocol):
 
     def put_result(self, run_id: str, data: bytes) -> str:
         """Write a result file and return its name."""
-        ...
 
     def get_result(self, run_id: str, name: str, size: int) -> bytes:
         """Read a result file back."""
-        ...
 
 
 def keep(
@@ -71,7 +70,7 @@ def keep(
             _warn(what, name, f"cannot be kept for re-execution: {problem}")
             return None
         if len(packed) <= INLINE_LIMIT:
-            return {form: base64.b64encode(packed).decode("ascii")}
+            return {form: b2a_base64(packed, newline=False).decode("ascii")}
     if len(packed) > KEEP_LIMIT and not whole:
         _warn(what, name, f"has {len(packed):,} bytes, more than the {KEEP_LIMIT:,} that are kept for re-execution")
         return None
@@ -160,7 +159,7 @@ class KeptResult(Value[Any]):
         if "json" in entry:
             data, form = _dumps(entry["json"]).encode("ascii"), "json"
         elif "pickle" in entry:
-            data, form = base64.b64decode(entry["pickle"]), "pickle"
+            data, form = a2b_base64(entry["pickle"]), "pickle"
         elif "file" in entry:
             data, form = self._read(entry), entry["format"]
         else:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import weakref
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ._containers import members_of, quote
 from .client.objects import FlowRunResult, TaskRunResult
@@ -181,16 +181,15 @@ class _Reference(weakref.ref[Any]):
     __slots__ = ()
 
 
-class _Look(NamedTuple):
-    """The looks of an object that can neither be kept nor referred to."""
+class _Look(tuple[type, object]):
+    """The looks of an object that can neither be kept nor referred to: its type, and how it begins."""
 
-    kind: type
-    beginning: object
+    __slots__ = ()
 
     @classmethod
     def of(cls, value: Any) -> _Look:
         """A large text by its length and end, a container by its first member, others by their type alone."""
         kind = type(value)
         if kind in _TEXTS:
-            return cls(kind, (len(value), value[-SMALL:]))
-        return cls(kind, id(next(iter(value))) if kind in _CONTAINERS and value else None)
+            return cls((kind, (len(value), value[-SMALL:])))
+        return cls((kind, id(next(iter(value))) if kind in _CONTAINERS and value else None))

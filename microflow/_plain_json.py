@@ -7,8 +7,8 @@ object a dict of its attributes. ``_tagged_json`` is for what has to come back a
 
 from __future__ import annotations
 
-import base64
 import math
+from binascii import b2a_base64
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from datetime import date, time, timedelta
@@ -115,7 +115,7 @@ def _text(value: Any) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError:
-            return base64.b64encode(value).decode("ascii")
+            return b2a_base64(value, newline=False).decode("ascii")
     if isinstance(value, UUID) or (hasattr(value, "__fspath__") and not isinstance(value, type)):
         return str(value)
     if type(value).__name__ == "Decimal" and hasattr(value, "as_tuple"):

@@ -21,9 +21,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ._loggers import get_logger
+from ._typing_only import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

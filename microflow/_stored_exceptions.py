@@ -58,10 +58,10 @@ def text_of(error: BaseException) -> str:
 def same_text(one: BaseException, text: str) -> bool:
     """Whether an exception has this text. Addresses of objects in it do not count: they are never the same."""
     mine = text_of(one)
-    return mine == text or _ADDRESS.sub("", mine) == _ADDRESS.sub("", text)
+    return mine == text or re.sub(_ADDRESS, "", mine) == re.sub(_ADDRESS, "", text)
 
 
-_ADDRESS = re.compile("0x[0-9a-fA-F]+")
+_ADDRESS = "0x[0-9a-fA-F]+"
 
 
 def describe(error: BaseException, write: Callable[[Any, str], Any], *, strict: bool) -> dict[str, Any]:

@@ -37,11 +37,11 @@ can have written the data. No class is called to rebuild a value: members are se
 
 from __future__ import annotations
 
-import base64
 import enum
 import json
 import math
 import sys
+from binascii import a2b_base64, b2a_base64
 from collections import OrderedDict, defaultdict, deque
 from datetime import date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -217,7 +217,7 @@ def _is_unicode(text: str) -> bool:
 def _write_text(text: str) -> Any:
     if _is_unicode(text):
         return text
-    return _tag("str", base64.b64encode(text.encode("utf-8", "surrogatepass")).decode("ascii"))
+    return _tag("str", b2a_base64(text.encode("utf-8", "surrogatepass"), newline=False).decode("ascii"))
 
 
 def _write_dict(writer: _Writer, value: dict[Any, Any]) -> Any:
@@ -240,7 +240,7 @@ _dumps = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
 def _write_bytes(_: _Writer, value: bytes | bytearray) -> Any:
-    return _tag(type(value).__name__, base64.b64encode(value).decode("ascii"))
+    return _tag(type(value).__name__, b2a_base64(value, newline=False).decode("ascii"))
 
 
 def _write_moment(_: _Writer, value: datetime | time) -> Any:
@@ -479,9 +479,9 @@ _READERS: dict[Any, Callable[[_Reader, Any], Any]] = {
     "deque": lambda reader, data: deque(reader.read(data[0]), data[1]),
     "range": lambda reader, data: range(*reader.read(data)),
     "complex": lambda reader, data: complex(*reader.read(data)),
-    "bytes": lambda _, data: base64.b64decode(data),
-    "bytearray": lambda _, data: bytearray(base64.b64decode(data)),
-    "str": lambda _, data: base64.b64decode(data).decode("utf-8", "surrogatepass"),
+    "bytes": lambda _, data: a2b_base64(data),
+    "bytearray": lambda _, data: bytearray(a2b_base64(data)),
+    "str": lambda _, data: a2b_base64(data).decode("utf-8", "surrogatepass"),
     "int": lambda _, data: int(data, 16),
     "float": lambda _, data: float(data),
     "datetime": lambda _, data: _read_moment(datetime, data),

@@ -30,8 +30,6 @@ from ._task_preparation import prepare
 from ._task_transitions import ReturnType as ReturnType
 from ._task_transitions import TaskRunTimeoutError as TaskRunTimeoutError
 from ._task_transitions import TaskTransitions
-from ._timeouts import Limit
-from ._timeouts import limit as start_limit
 from ._waits import Outcome, Scope, entered, scope, settle
 from .calls import new_call
 from .client.orchestration import current_client
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from ._timeouts import Limit
     from ._transaction_lifecycle import BaseTransaction
     from .client.objects import TaskRunInput
     from .client.orchestration import SyncClient
@@ -329,6 +328,8 @@ class BaseTaskRunEngine(TaskTransitions[R]):
     # -------------------------------------------------------------------------------------- the time limit
 
     def _start_limit(self) -> Limit:
+        from ._timeouts import limit as start_limit  # only for tasks that have one
+
         seconds = self.task.timeout_seconds
         assert seconds is not None
         self._late = TaskRunTimeoutError(f"task {self.task.name!r} timed out after {seconds:g} second(s)")

@@ -12,9 +12,10 @@ import warnings
 from datetime import timedelta
 from importlib import import_module
 from operator import index
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from ._arguments import NotSet
+from ._typing_only import TypedDict
 from .settings import current_settings
 
 if TYPE_CHECKING:

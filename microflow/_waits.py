@@ -29,7 +29,9 @@ import time
 from contextvars import ContextVar, copy_context
 from datetime import datetime, timedelta, timezone
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from ._typing_only import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -172,7 +174,6 @@ class Waits(Protocol):
 
     async def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Outcome[Any]:
         """Call user code."""
-        ...
 
     async def sleep(self, seconds: float, cancelled: StopSignal | None = None) -> None:
         """Let `seconds` pass, or less when it is `cancelled`."""
@@ -182,7 +183,6 @@ class Waits(Protocol):
 
     async def block(self, fn: Callable[..., T], *args: Any) -> T:
         """Call a function of ours that blocks on the disk."""
-        ...
 
 
 class BlockingWaits:

@@ -11,7 +11,6 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ._carried import describe_definition, load_definition, why_not_findable
 from ._flow_lifecycle import BaseFlowRunEngine
 from ._termination import Termination
 from ._waits import AsyncioWaits, BlockingWaits, finish, run_coroutine
@@ -265,6 +264,8 @@ def run_flow_in_subprocess(
     again: guard it by ``if __name__ == "__main__":``."""
     from multiprocessing import get_context  # heavy, and needed for this alone
 
+    from ._carried import describe_definition, why_not_findable  # rare: only for flows in another process
+
     described = describe_definition(flow)
     if described["entrypoint"] is None:
         reason = why_not_findable(flow.fn) or "it is not found there"
@@ -285,6 +286,8 @@ def run_flow_in_subprocess(
 def _run_here(described: dict[str, Any], flow_run_id: str, home: str) -> None:
     """What the process does. An exception out of here is shown by multiprocessing, and its status is 1."""
     os.environ["MICROFLOW_HOME"] = home
+    from ._carried import load_definition  # this is the other process
+
     flow = load_definition(described)
     flow_run = current_client().read_flow_run(flow_run_id)
 

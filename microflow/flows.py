@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from ._definitions import Definition
 from ._digests import blake2b
-from ._plain_json import plain
+from ._typing_only import TypedDict
 from .entrypoints import entrypoint_of, load_entrypoint
 from .exceptions import InvalidNameError, MissingFlowError
 from .flow_engine import ReturnType, run_flow
@@ -218,6 +218,8 @@ class Flow(Definition, Generic[P, R_co]):
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """The parameters in plain JSON, for people; what JSON cannot carry is ``"<TypeName>"``, never an error."""
+        from ._plain_json import plain  # rare: only for who asks what it would look like
+
         bound = self.bound_names
         return {name: plain(value) for name, value in parameters.items() if name not in bound}
 

@@ -66,8 +66,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TOKEN = re.compile(r"[0-9a-f]{32}")
-_RESULT_NAME = re.compile(r"[0-9a-f]{64}")
+_TOKEN = r"[0-9a-f]{32}"
+_RESULT_NAME = r"[0-9a-f]{64}"
 
 MOST_OPEN_LOGS = 100  # beyond it, a store closes logs that are not in use; many systems allow 256 open files
 
@@ -384,7 +384,7 @@ class FileStore(Store):
     def get_result(self, run_id: str, name: str, size: int) -> bytes:
         path = os.path.join(self._results(run_id), name)
         try:
-            data = self._read_result(path, size) if _RESULT_NAME.fullmatch(name) else None
+            data = self._read_result(path, size) if re.fullmatch(_RESULT_NAME, name) else None
         except FileNotFoundError:
             data = None
         except OSError as error:
@@ -436,7 +436,7 @@ class FileStore(Store):
     def _sweep(self) -> None:
         """Remove the files of dead owners: a token without a file is dead just the same."""
         for name in _files.list_folder(self._owners):
-            if _TOKEN.fullmatch(name) and not self._is_locked(name):
+            if re.fullmatch(_TOKEN, name) and not self._is_locked(name):
                 self._unlink(os.path.join(self._owners, name))
 
     def disown(self, token: str) -> None:
@@ -457,7 +457,7 @@ class FileStore(Store):
     def is_alive(self, token: str) -> bool:
         if token == self._token:
             return True
-        if not _TOKEN.fullmatch(token):
+        if not re.fullmatch(_TOKEN, token):
             return False
         try:
             return self._is_locked(token)

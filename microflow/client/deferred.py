@@ -15,9 +15,9 @@ recorded, since a run that nobody can run must not be acknowledged.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
+from binascii import b2a_base64
 from typing import TYPE_CHECKING, Any
 
 from .._arguments import allow_failure, opaque, quote, unmapped
@@ -86,7 +86,7 @@ def _packed(value: Any, what: str, task_run: TaskRun) -> tuple[str, bytes]:
 def _entry(form: str, data: bytes, run_id: str, store: Store) -> dict[str, Any]:
     if len(data) > INLINE_LIMIT:
         return {"file": store.put_result(run_id, data), "size": len(data), "format": form}
-    return {form: json.loads(data) if form == "json" else base64.b64encode(data).decode("ascii")}
+    return {form: json.loads(data) if form == "json" else b2a_base64(data, newline=False).decode("ascii")}
 
 
 def carried_by(run: Run) -> dict[str, Any]:

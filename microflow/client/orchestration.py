@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from .._kept import keep
-from .._plain_json import plain
 from .._waits import now_us
 from ..entrypoints import entrypoint_of
 from ..events import Record
@@ -34,7 +33,6 @@ from ..stores import FileStore, MemoryStore, Store, make_store
 from .coroutines import Client as Client
 from .deferred import first_line
 from .fold import Run, state_record
-from .inputs import answer_records
 from .live import Answer, LiveRun
 from .objects import FINAL, FlowRun, TaskRun, id_of_key, new_run_id, random_name
 from .reading import Reader
@@ -371,6 +369,8 @@ class SyncClient(Reader):
         if run_input is not None and not isinstance(run_input, dict):
             raise TypeError(f"run_input must be a dict, got {type(run_input).__name__}")
         with self.addressed(flow_run_id) as live:
+            from .inputs import answer_records  # rare: with what checks an answer against its schema
+
             answers = partial(answer_records, live.run, run_input=run_input)
             answer = resume(live, self._works, answers, why_not_restartable)
         if queue and answer.state is not None and answer.state.is_resuming():
@@ -441,6 +441,8 @@ class SyncClient(Reader):
 
 def _shown_value(value: Any) -> Any:
     """A parameter for people, beside one that is kept elsewhere: short, since it stands in the header."""
+    from .._plain_json import plain  # rare: only for what the log shows of a value
+
     form = plain(value)
     length = len(json.dumps(form))
     return form if length <= 1000 else f"<{type(value).__name__}, {length:,} characters of JSON>"

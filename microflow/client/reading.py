@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ..exceptions import AmbiguousRunId, MicroflowException, ObjectNotFound
-from .asset_events import AssetEvent, read_asset_events
 from .deferred import carried_by
 from .fold import Run
 from .memory import MemoryTasks
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..states import State, StateType
     from ..stores import Store
+    from .asset_events import AssetEvent
     from .deployments import Deployment
     from .live import LiveRun
 
@@ -190,6 +190,8 @@ class Reader:
     ) -> list[AssetEvent]:
         """What happened to assets, in the order in which it was recorded: in one flow run, by one task run, to one
         asset, or all of these. Without `flow_run_id` the logs of all runs are read."""
+        from .asset_events import read_asset_events  # rare: only to ask for them
+
         return read_asset_events(self, flow_run_id, task_run_id, asset_key)
 
     def read_deployment(self, deployment_id: UUID | str) -> Deployment:

@@ -86,7 +86,8 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
     lines = ["| what | beside | measured | floor | ratio | budget | |", "|---|---|---|---|---|---|---|"]
     for name, result in measured.items():
         budget = BUDGETS[name]
-        limit = f"{budget.limit:g} x" if budget.of == "ratio" else f"{budget.limit:g} {result['unit']}"
+        unit = {"ratio": "x", "microflow": result["unit"], "above": f"{result['unit']} above"}[budget.of]
+        limit = f"{budget.limit:g} {unit}"
         verdict = {True: "pass", False: "short", None: "-"}[result["within_budget"]]
         lines.append(
             f"| {result['what']} | {result['beside']} | {result['microflow']:,.4g} {result['unit']} | "

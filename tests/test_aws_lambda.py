@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,6 @@ from tests.lambda_support import ROOT, Environment, check_that_namespaces_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.slow  # each starts processes like Lambda's, and kills some
 
@@ -285,11 +286,19 @@ def test_clones_of_an_initialised_process_start_different_runs(tmp_path):
     assert len(ids) == len(set(ids)) == 2
 
 
-def test_the_handler_in_the_readme_runs_as_it_stands(start, tmp_path):
-    (handler,) = [
-        block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-        if "lambda_handler" in block
-    ]
-    (tmp_path / "task" / "app.py").write_text(handler)
+def test_the_package_of_the_readme_runs_as_it_stands_without_compiling_anything(start, tmp_path):
+    """The commands are typed as they stand there. Of the package's sources nothing is left: the bytecode does."""
+    section = (ROOT / "README.md").read_text().partition("\n## Run it in AWS Lambda\n")[2].partition("\n## ")[0]
+    (handler,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (commands,) = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "app.py").write_text(handler)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    for command in commands.splitlines():
+        subprocess.run(command.removeprefix("$ "), shell=True, cwd=tmp_path, env=environment, check=True)
+    with zipfile.ZipFile(tmp_path / "function.zip") as package:
+        package.extractall(tmp_path / "task")
+    for source in (tmp_path / "task").rglob("*.py"):
+        source.write_text("raise SystemExit('this was compiled anew')")
     answer = start().invoke({"order": "A-1", "items": [1, 2, 3]})
     assert (answer["status"], answer["result"]) == ("completed", 12)

@@ -269,6 +269,11 @@ class Chain:
         self.offset += len(line)
         self.lines += 1
 
+    def leap(self, position: int, checksum: str, epoch: int) -> None:
+        """Expect line `position` next, as if all lines before it had been fed. What is asked of older lines than that
+        has no answer any more."""
+        self.next_position, self.checksum, self.epoch = position, checksum, epoch
+
     def known_line(self, position: int, line: bytes) -> Line | None:
         """The accepted line `position` once more, from its bytes; None if they are no longer the same."""
         parsed = parse_line(line)

@@ -77,11 +77,12 @@ class Ledger:
         self._chain.accept_own(line, epoch, bodies)
         self._half = False
 
-    def _records(self, lines: Iterable[Line], foreign: bool) -> list[Record]:
-        """What these lines say; `foreign` leaves out those that were appended through this object."""
-        return [
-            Record(self.run_id, line.position, line.epoch, line.time, body["k"], body)
-            for line in lines
-            if not (line.void or (foreign and line.own))
-            for body in line.bodies
-        ]
+
+def records_of(run_id: str, lines: Iterable[Line], *, foreign: bool = False) -> list[Record]:
+    """What these lines of a run say; `foreign` leaves out those that were appended through this very ledger."""
+    return [
+        Record(run_id, line.position, line.epoch, line.time, body["k"], body)
+        for line in lines
+        if not (line.void or (foreign and line.own))
+        for body in line.bodies
+    ]

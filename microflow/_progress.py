@@ -27,6 +27,8 @@ _TERMINAL_PAUSE, _PIPE_PAUSE = 0.1, 2.0
 
 def printable(text: str) -> str:
     """Text from a log or a file made safe for a terminal: no control or invisible characters, one line."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 

@@ -56,7 +56,7 @@ from .stores import FileStore
 from .worker import Worker, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import NoReturn
 
     from .client.live import LiveRun
@@ -292,36 +292,43 @@ def _limit(text: str) -> int | None:
 
 
 def ls_command(options: argparse.Namespace, client: SyncClient) -> int:
-    """``ls``. A run whose log is damaged is listed as far as it can be read."""
-    found: list[tuple[Run, State[Any] | None]] = []
+    """``ls``. A run whose log is damaged is listed as far as it can be read; of one that has ended only the first and
+    the last line are looked at."""
+    reports: list[Report] = []
+    rows: list[tuple[str, ...]] = [("ID", "STATE", "FLOW", "NAME", "STARTED", "SECONDS")]
     worst = COMPLETED
-    for run, problem in _every_run(client):
+    for run, problem in _every_run(client, client.glance):
         if problem is not None:
             print(f"microflow: {printable(str(problem))}", file=sys.stderr)
             worst = max(worst, _status_of_error(problem))
-        if run is not None:
-            found.append((run, _seen(run, client, problem)))
+        if run is not None and options.json:
+            reports.append(_report(run, _seen(run, client, problem)))
+        elif run is not None:
+            rows.append(_row(run, client, problem))
     if options.json:
-        print(json.dumps([_report(run, seen) for run, seen in found]))
-        return worst
-    rows: list[tuple[str, ...]] = [("ID", "STATE", "FLOW", "NAME", "STARTED", "SECONDS")]
-    for run, seen in found:
-        flow_run = run.flow_run
-        started = flow_run.start_time.strftime("%Y-%m-%d %H:%M:%S") if flow_run.start_time else "-"
-        seconds = f"{flow_run.estimated_run_time.total_seconds():.1f}"
-        if flow_run.end_time is None and not client.is_alive(run):
-            seconds = "-"
-        rows.append((run.run_id, str(seen and seen.name), flow_run.flow_name, flow_run.name, started, seconds))
-    _print_table(rows)
+        print(json.dumps(reports))
+    else:
+        _print_table(rows)
     return worst
 
 
-def _every_run(client: SyncClient) -> Iterator[tuple[Run | None, MicroflowException | None]]:
-    """Each run as far as it can be read, with what is wrong with its log. The trouble of one run is not that of
+def _row(run: Run, client: SyncClient, problem: MicroflowException | None) -> tuple[str, ...]:
+    flow_run, seen = run.flow_run, _seen(run, client, problem)
+    started = flow_run.start_time.strftime("%Y-%m-%d %H:%M:%S") if flow_run.start_time else "-"
+    seconds = f"{flow_run.estimated_run_time.total_seconds():.1f}"
+    if flow_run.end_time is None and not client.is_alive(run):
+        seconds = "-"
+    return run.run_id, str(seen and seen.name), flow_run.flow_name, flow_run.name, started, seconds
+
+
+def _every_run(
+    client: SyncClient, read: Callable[[str], tuple[Run, MicroflowException | None]]
+) -> Iterator[tuple[Run | None, MicroflowException | None]]:
+    """Each run as far as `read` can read it, with what is wrong with its log. The trouble of one run is not that of
     the others; one whose creator was killed in its first line was never there."""
     for run_id in client.store.list():
         try:
-            run, problem = client.fold_what_is_readable(run_id)
+            run, problem = read(run_id)
         except ObjectNotFound:
             continue
         except MicroflowException as error:
@@ -359,7 +366,7 @@ def gc_command(options: argparse.Namespace, client: SyncClient) -> int:
     resumed. So is a log that cannot be read, which is said."""
     limit = now_us() - int(_seconds(options.older_than) * 1e6)
     deleted, worst = [], COMPLETED
-    for run, problem in _every_run(client):
+    for run, problem in _every_run(client, client.fold_what_is_readable):
         if problem is not None:
             print(f"microflow: {printable(str(problem))}", file=sys.stderr)
             worst = max(worst, _status_of_error(problem))

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._chain import Chain, encode_bodies, join, parse_line
 from ._follower import Follower
-from ._ledger import Ledger
+from ._ledger import Ledger, records_of
 from ._media import RUN_ID, check_run_id
 from .events import Bus
 from .exceptions import DamagedLog, IndeterminateAppend, MissingResult, ObjectNotFound, StorageError
@@ -313,7 +313,8 @@ class _KeyLog(Ledger):
                 self._chain = Chain(self.run_id)
                 lines = [line for line in self._fold() if line.position >= position]
             self._check_exists()
-            return Reading(self._chain, self._records(lines, foreign), self._problem())
+            records = records_of(self.run_id, lines, foreign=foreign)
+            return Reading(self._chain, records, self._problem())
 
     def size(self) -> int:
         with self._mutex:

@@ -137,7 +137,7 @@ from ._chain import (
     join,
     parse_line,
 )
-from ._ledger import Ledger
+from ._ledger import Ledger, records_of
 from .exceptions import (
     IndeterminateAppend,
     LogError,
@@ -328,7 +328,7 @@ class Log(Ledger):
             problem = self._problem()
             if not self._chain.next_position and problem is None:
                 raise ObjectNotFound(f"run {self.run_id} was never created: {self._medium.location} has no first line")
-            return Reading(self._chain, self._records(lines, foreign), problem)
+            return Reading(self._chain, records_of(self.run_id, lines, foreign=foreign), problem)
 
     def _lines_from(self, position: int) -> list[Line] | None:
         """The accepted lines from `position` on: the new ones by folding, those before them by their offsets.

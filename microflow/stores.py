@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from . import _files
 from ._documents import FileDocuments, MemoryDocuments
+from ._ends import BLOCK, read_ends
 from ._follower import Follower
 from ._media import RUN_ID, FileMedium, MemoryMedium, check_run_id, storage_error
 from ._queue import FileQueue, MemoryQueue
@@ -109,6 +110,11 @@ class Store:
     def read(self, run_id: str, position: int = 0) -> Reading:
         """The records from `position` on, and who owns the run. ObjectNotFound if there is no such run."""
         raise NotImplementedError
+
+    def read_ends(self, run_id: str) -> Reading | None:
+        """The records of the first and of the last line alone, where that costs less than reading all of them; None
+        when it does not, or when they do not show that the log is in order: then read the whole (see ``_ends.py``)."""
+        return None
 
     def sync(self, run_id: str, position: int) -> None:
         """Return when everything before `position` is as durable as the store promises."""
@@ -263,6 +269,19 @@ class FileStore(Store):
 
     def _read_foreign(self, run_id: str, position: int) -> Reading:
         return self._with_log(run_id, lambda log: log.read(position, foreign=True))
+
+    def read_ends(self, run_id: str) -> Reading | None:
+        medium = FileMedium(self._path(run_id))
+        try:
+            medium.ready(writable=False)
+            size = medium.size()
+            if size <= BLOCK:
+                return None
+            return read_ends(run_id, medium.fetch(0, BLOCK), medium.fetch(size - BLOCK, BLOCK))
+        except OSError:
+            return None  # who reads the whole is told
+        finally:
+            medium.rest()
 
     def sync(self, run_id: str, position: int) -> None:
         if self._disk:

@@ -76,14 +76,19 @@ def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def no_log_left_open(private_home: Path) -> Iterator[None]:
     """Forget the clients that the test made, each home has one for the life of a process with its open logs; and the
-    results that it persisted in memory."""
+    results that it persisted in memory. Whatever a test leaves in its home is listed as it is read."""
     yield
     orchestration = sys.modules.get("microflow.client.orchestration")
     clients = orchestration._clients if orchestration is not None else {}
-    for client in clients.values():
-        for run_id in client.store.list():
-            client.store.close(run_id)
-    clients.clear()
+    try:
+        for client in clients.values():
+            for run_id in client.store.list():
+                client.store.close(run_id)
+            from tests.ends_support import listings_tell_the_same  # for tests that use the package, not all do
+
+            listings_tell_the_same(client)
+    finally:
+        clients.clear()
     storage = sys.modules.get("microflow._storage")
     if storage is not None:
         storage._in_memory.clear()

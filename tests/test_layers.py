@@ -64,6 +64,7 @@ FLOORS: dict[str, float] = {
     "log": 1,
     "entrypoints": 1,
     "states": 1,
+    "_ends": 1.1,
     "transitions": 1.1,
     "stores": 2,
     "key_stores": 2.1,

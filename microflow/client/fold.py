@@ -15,7 +15,10 @@ run      ``name`` ``flow`` ``flow_version`` ``entrypoint`` ``tags`` ``parameters
          ``flow``, see ``deferred``
 claim    ``owner`` ``pid`` ``host``; ``forced`` when an operator started a final run again: failed calls are
          dropped, completed ones kept
-release  ``handed_back``: how many ended calls this claim handed back without running them
+release  ``handed_back``: how many ended calls this claim handed back without running them; behind the final state of
+         a flow run ``books``: what it came to, so that a listing needs only the first and the last line of a log
+         (:meth:`Run.fold_ends`). ``runs``, ``ran`` (µs), ``began`` (µs), ``attempt``, ``name``: as in a FlowRun,
+         the last three only if they are not what the other two lines say
 task     ``run`` (its id) ``name`` ``task`` (key) ``version`` ``source`` (digest of its code) ``tags`` ``inputs``
          ``policy`` ``child`` (the flow run that a subflow's tracking run stands for)
 state    ``run`` (absent: the flow run) ``type`` ``name`` ``message`` ``at`` (µs) ``details`` ``result``
@@ -40,6 +43,7 @@ from .objects import Constant, FlowRun, FlowRunResult, Parameter, TaskRun, TaskR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import TypeGuard
 
     from ..events import Record
 
@@ -240,6 +244,35 @@ class Run:
                 apply(self, record.data, record)
             self.position = record.position + 1
 
+    def books(self, at: int) -> dict[str, Any]:
+        """What the flow run, which ends at `at`, came to beyond what its first and its last line say."""
+        flow_run = self.flow_run
+        books: dict[str, Any] = {"runs": flow_run.run_count, "ran": flow_run.run_time_at(at)}
+        if flow_run._start_time is not None:
+            books["began"] = flow_run._start_time
+        if flow_run.attempt:
+            books["attempt"] = flow_run.attempt
+        if flow_run.name != self.header["name"]:
+            books["name"] = flow_run.name
+        return books
+
+    def fold_ends(self, records: list[Record]) -> bool:
+        """Take the records of the first and the last line alone, if the last one says how the run ended and what it
+        came to: then ``flow_run`` is what the fold of all lines would make it. The task runs, the inputs and the
+        states in between are not known to such a fold. Gives whether that was so; if not, nothing was taken."""
+        ended, last = records[-2:]
+        books = last.data.get("books") if last.kind == "release" else None
+        if not _are_books(books) or ended.kind != "state" or "run" in ended.data or ended.position != last.position:
+            return False
+        self.fold(records)
+        self.epoch = last.epoch or 0
+        flow_run = self.flow_run
+        flow_run.run_count, flow_run._total_run_time = books["runs"], books["ran"]
+        flow_run._start_time = books.get("began", flow_run._end_time)
+        flow_run.attempt = books.get("attempt", 0)
+        flow_run.name = books.get("name", flow_run.name)
+        return True
+
     # one method for each kind of record; kinds without one change nothing
 
     def _run(self, data: dict[str, Any], record: Record) -> None:
@@ -436,6 +469,18 @@ class Run:
             derived.at = state.at + 1
             task_run.state = derived
         return task_run
+
+
+_BOOKS = {"runs": int, "ran": int, "began": int, "attempt": int, "name": str}
+
+
+def _are_books(books: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether this, from a log that anybody may have written, has the members of books, and they the right types."""
+    return (
+        type(books) is dict
+        and books.keys() >= {"runs", "ran"}
+        and all(type(value) is _BOOKS.get(name) for name, value in books.items())
+    )
 
 
 def _uuid(text: str | None) -> UUID | None:

@@ -140,6 +140,8 @@ class LiveRun:
             bodies = [self.record_of(chosen, result if chosen is state else None)]
             if release and chosen.type in FINAL and self.token is not None:
                 bodies.append(self._release())
+                if present is not None and not present.is_final():
+                    bodies[-1]["books"] = self.run.books(chosen.at)
             return answer, bodies
 
         answer: Answer = self._transition(decide)

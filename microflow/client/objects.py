@@ -186,8 +186,12 @@ class _RunObject:
     @property
     def estimated_run_time(self) -> timedelta:
         """``total_run_time`` plus the time since the run entered RUNNING, if it is in it."""
-        running = now_us() - self.state.at if self.state is not None and self.state.type is StateType.RUNNING else 0
-        return timedelta(microseconds=self._total_run_time + max(0, running))
+        return timedelta(microseconds=self.run_time_at(now_us()))
+
+    def run_time_at(self, at: int) -> int:
+        """How many microseconds the run was RUNNING, if it stays in its present state up to the moment `at`."""
+        running = at - self.state.at if self.state is not None and self.state.type is StateType.RUNNING else 0
+        return self._total_run_time + max(0, running)
 
     def _goes_on(self) -> bool:
         """Whether entering RUNNING now would go on with an execution, which is no further one."""

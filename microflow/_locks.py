@@ -17,9 +17,9 @@ What does not work: a file that exists while the lock is held (a killed holder l
 as the lock is held (nobody could take it when its time is over); process ids and heartbeats (used again, late).
 
 The rule: ``<key>.lock`` is a record ``{"holder", "owner", "until"}``, read and changed under a short ``flock`` on that
-file. ``owner`` is a token whose liveness is a lock of its own (``owners/<token>``, see ``stores``), which ends with the
-process. A record counts while its owner lives and its time is not over. Who gives a lock back removes the file, under
-its ``flock``; who then gets the ``flock`` of a removed file opens the name again.
+file. ``owner`` is a token whose liveness is a lock of its own (``owners/<token>``, see ``_owners``), which ends with
+the process. A record counts while its owner lives and its time is not over. Who gives a lock back removes the file,
+under its ``flock``; who then gets the ``flock`` of a removed file opens the name again.
 
 Known holes: ``until`` is wall clock, because no other clock is shared between processes. Without ``fcntl`` the locks
 hold inside one process only.

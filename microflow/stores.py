@@ -8,20 +8,12 @@ A folder of runs::
 
     <root>/runs/<run id>.jsonl              one log per run; log.py has the grammar
     <root>/runs/<run id>.results/<sha256>   values too large for the log, named by what they hold
-    <root>/owners/<token>                   one empty file per process that owns runs
+    <root>/owners/<token>                   one empty file per process that owns runs (_owners.py)
     <root>/queue/<run id>                   one empty file per run that any process may claim
     <root>/deployments/<id>.json            what runs of a flow are made from, without its code
 
-Who owns a run, and whether the owner lives
--------------------------------------------
-A claim record names its owner by a *token*: 128 random bits, drawn when the process takes its first claim
-(not earlier: a process may be a clone of another's memory). The process holds the lock on the file of
-that name as long as it owns any run. The lock ends when the process ends, however it ends; so whoever can
-lock the file knows that the owner is dead. No clock, no heartbeat and no process id is asked. This is
-about liveness only: that a claim which was taken over is worth nothing is the claim number's work (log.py).
-
-A child made by fork holds none of this: it closes the parent's files, and starts with no token and no open
-log. It may use the store as any other process may.
+A child made by fork closes the parent's files, and starts with no token and no open log. It may use the store as any
+other process may.
 
 Results
 -------
@@ -31,9 +23,8 @@ name it. So a name in the log is a file on the disk: after a kill, and with ``di
 Known holes
 -----------
 Without ``fcntl`` (Windows, Pyodide) only the tokens of this very store count as alive. Durability
-``process`` does not survive a power cut. A process that is killed leaves its owner file behind, until the
-next process that owns a run sweeps it away, and perhaps a result under its temporary name, until the run
-is deleted.
+``process`` does not survive a power cut. A process that is killed may leave a result under its temporary name, until
+the run is deleted.
 """
 
 from __future__ import annotations
@@ -46,9 +37,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from . import _files
 from ._documents import FileDocuments, MemoryDocuments
-from ._ends import BLOCK, read_ends
 from ._follower import Follower
 from ._media import RUN_ID, FileMedium, MemoryMedium, check_run_id, storage_error
+from ._owners import Owners
 from ._queue import FileQueue, MemoryQueue
 from .events import Bus
 from .exceptions import ConfigurationError, MissingResult, NoSpace, ObjectNotFound
@@ -67,7 +58,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TOKEN = r"[0-9a-f]{32}"
 _RESULT_NAME = r"[0-9a-f]{64}"
 
 MOST_OPEN_LOGS = 100  # beyond it, a store closes logs that are not in use; many systems allow 256 open files
@@ -230,7 +220,6 @@ class FileStore(Store):
         self.bus = Bus()
         self._disk = durability == "disk"
         self._runs = os.path.join(self.location, "runs")
-        self._owners = os.path.join(self.location, "owners")
         self.queue = FileQueue(os.path.join(self.location, "queue"), durable=self._disk)
         self.deployments = FileDocuments(os.path.join(self.location, "deployments"), durable=self._disk)
         self._after_fork_in_child()
@@ -240,10 +229,7 @@ class FileStore(Store):
         # The locks may be held by threads that do not exist here; the files of the logs and of the owner are closed.
         self._mutex = threading.Lock()  # guards the table of logs
         self._logs: dict[str, Log] = {}
-        self._owner_mutex = threading.Lock()  # guards the next three
-        self._token: str | None = None
-        self._token_descriptor = -1
-        self._owned = 0
+        self._owners = Owners(os.path.join(self.location, "owners"), durable=self._disk)
         self._follower = Follower(self.bus, self._size, self._read_foreign, self.is_alive)
 
     @property
@@ -271,6 +257,8 @@ class FileStore(Store):
         return self._with_log(run_id, lambda log: log.read(position, foreign=True))
 
     def read_ends(self, run_id: str) -> Reading | None:
+        from ._ends import BLOCK, read_ends  # for listings alone
+
         medium = FileMedium(self._path(run_id))
         try:
             medium.ready(writable=False)
@@ -424,75 +412,13 @@ class FileStore(Store):
     # -- owners
 
     def own(self) -> str:
-        with self._owner_mutex:
-            if self._token is None:
-                self._make_folder(self._owners)
-                try:
-                    self._sweep()
-                    self._token, self._token_descriptor = self._draw_token()
-                except OSError as error:
-                    raise storage_error(error, self._owners) from error
-            self._owned += 1
-            return self._token
-
-    def _draw_token(self) -> tuple[str, int]:
-        while True:
-            token = os.urandom(16).hex()
-            path = os.path.join(self._owners, token)
-            descriptor = _files.open_new(path)
-            ours = False
-            try:
-                # Between the two lines above and the lock somebody may have taken the file for a dead owner's,
-                # and be about to remove it.
-                ours = _files.try_lock(descriptor) and _files.stat_open(descriptor).st_nlink == 1
-            finally:
-                if not ours:
-                    _files.close(descriptor)
-                    self._unlink(path)
-            if ours:
-                return token, descriptor
-
-    def _sweep(self) -> None:
-        """Remove the files of dead owners: a token without a file is dead just the same."""
-        for name in _files.list_folder(self._owners):
-            if re.fullmatch(_TOKEN, name) and not self._is_locked(name):
-                self._unlink(os.path.join(self._owners, name))
+        return self._owners.own()
 
     def disown(self, token: str) -> None:
-        with self._owner_mutex:
-            if token != self._token:
-                return  # the parent process's, from before a fork
-            self._owned -= 1
-            if self._owned:
-                return
-            descriptor, self._token, self._token_descriptor = self._token_descriptor, None, -1
-            try:
-                self._unlink(os.path.join(self._owners, token))
-            except OSError as error:
-                raise storage_error(error, self._owners) from error
-            finally:
-                _files.close(descriptor)
+        self._owners.disown(token)
 
     def is_alive(self, token: str) -> bool:
-        if token == self._token:
-            return True
-        if not re.fullmatch(_TOKEN, token):
-            return False
-        try:
-            return self._is_locked(token)
-        except OSError as error:
-            raise storage_error(error, self._owners) from error
-
-    def _is_locked(self, token: str) -> bool:
-        try:
-            descriptor = _files.open_log(os.path.join(self._owners, token), writable=False)
-        except FileNotFoundError:
-            return False
-        try:
-            # a shared lock: two who look at the same time must not take each other for the owner
-            return not _files.try_lock(descriptor, shared=True)
-        finally:
-            _files.close(descriptor)
+        return self._owners.is_alive(token)
 
     # -- others' appends
 

@@ -174,7 +174,7 @@ def test_a_run_that_does_not_run_any_more_and_has_no_end_is_read_as_a_whole():
 
 def test_every_prefix_of_a_log_is_listed_as_it_is_read(monkeypatch):
     path = log_of(4)
-    monkeypatch.setattr("microflow.stores.BLOCK", 800)
+    monkeypatch.setattr(_ends, "BLOCK", 800)
     data = path.read_bytes()
     for length in {*range(0, len(data), 7), *range(len(data) - 300, len(data) + 1)}:
         path.write_bytes(data[:length])

@@ -56,6 +56,7 @@ FLOORS: dict[str, float] = {
     "_chain": 0.5,
     "_media": 0.5,
     "_ledger": 0.6,
+    "_owners": 0.6,
     "_queue": 0.6,
     "_documents": 0.6,
     "_follower": 1,

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-VOLATILE = {"at", "cwd", "entrypoint", "host", "id", "name", "nonce", "owner", "pid", "run", "source", "task"}
+VOLATILE = {
+    "at", "began", "cwd", "entrypoint", "host", "id", "name", "nonce", "owner", "pid", "ran", "run", "source", "task"
+}  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:

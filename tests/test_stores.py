@@ -635,7 +635,7 @@ def test_a_forked_child_has_no_part_in_its_parents_claim_and_can_use_the_store(f
     files.append(RUN, [header(), claim(token)], expect=0, epoch=1)
 
     def work(say: Any) -> None:
-        assert files._token is None
+        assert files._owners.token is None
         assert files.is_alive(token), "the parent lives"
         files.disown(token)
         assert files.is_alive(token), "and a child cannot disown for it"
@@ -710,13 +710,14 @@ def test_what_the_hook_in_a_child_does(root, kind, monkeypatch):
     token = store.own()
     store._mutex.acquire()
     monkeypatch.setattr(stores, "_stores", {store})
-    held = [_files.duplicate(store._token_descriptor)] if kind == "file" else []
-    descriptor = getattr(store, "_token_descriptor", None)
+    # the hook of _files closes the parent's file; the lock lives in the process that goes on
+    parents = [store._owners.descriptor, _files.duplicate(store._owners.descriptor)] if kind == "file" else []
     stores._after_fork_in_child()
     assert store.read(RUN).position == 1
-    assert store.own() != token
-    store.disown(store._token)
-    for each in [*held, *([descriptor] if descriptor else [])]:
+    child = store.own()
+    assert child != token
+    store.disown(child)
+    for each in parents:
         _files.close(each)
     store.close(RUN)
 

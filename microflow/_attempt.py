@@ -17,11 +17,13 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack, nullcontext
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from ._captured_logs import captured
+from ._captured_logs import captured, forget_inherited_handlers
 from ._carried import load_definition, news, teach
 from ._envelope import (
+    is_of_ancestor,
     is_origin,
     join,
     names_of_main,
@@ -40,6 +42,7 @@ from .states import State, return_value_to_state
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from contextvars import Context
 
     from .client.live import LiveRun
     from .transactions import Transaction
@@ -55,11 +58,20 @@ def run_envelope(payload: bytes, emit: Emit | None = None) -> bytes:
     try:
         header, blobs = split(payload)
         attempt = _Attempt(header, blobs, emit)
-        return attempt.run()
+        return _context_of_worker().run(attempt.run)
     except BaseException as error:  # a broken envelope, or an interrupt between the task's end and here
         form, blob = pack_error(error)
         outcome = {"attempt": attempt and attempt.header.get("attempt"), "kind": _kind(error), "form": form}
         return join({**outcome, "logs": [], "news": [], "files": [], "calls": {}, "main": []}, [blob])
+
+
+def _context_of_worker() -> Context:
+    """What the worker's program has set, and no run of ours: what a fork has of them is where its parent stood."""
+    context = copy_context()
+    for variable in list(context):
+        if variable.name.startswith("microflow_"):
+            context.run(variable.set, None)
+    return context
 
 
 def _kind(error: BaseException) -> str:
@@ -83,6 +95,8 @@ class _Attempt:
         kind = "value"
         with ExitStack() as stack:
             if not is_origin(self.header["origin"]):  # a thread of the owner's process logs there anyway
+                if is_of_ancestor(self.header["origin"]):
+                    forget_inherited_handlers()  # the owner has them, and each record is logged there
                 stack.enter_context(captured(self.emit, self.header["levels"]))
             try:
                 form, blob = self._packed(self._call())

@@ -12,11 +12,12 @@ keep when and where they were logged, and the ids of the run that run loggers gi
 from __future__ import annotations
 
 import logging
-import threading
+import os
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from ._forks import new_lock
 from .exceptions import SerializationError
 from .serializers import from_json, to_json
 
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
 _SINK: ContextVar[Sink | None] = ContextVar("microflow_log_sink", default=None)
 # guards the two below: the sinks of the attempts that run now, and the levels that were set last
-_lock = threading.Lock()
+_lock = new_lock()
 _sinks: list[Sink] = []
 _levels: dict[str, int] = {}
+#: in a fork: the handlers that its parent had
+_inherited: list[tuple[logging.Logger, logging.Handler]] = []
 
 #: the members of a record that go along as they are
 _PLAIN = (
@@ -94,6 +97,26 @@ class _Handler(logging.Handler):
 
 
 _handler = _Handler()
+
+
+def _after_fork_in_child() -> None:
+    _sinks.clear()  # of attempts in the parent's threads
+    known = (logging.root, *logging.root.manager.loggerDict.values())
+    loggers = [each for each in known if isinstance(each, logging.Logger)]
+    _inherited[:] = [(logger, handler) for logger in loggers for handler in logger.handlers]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def forget_inherited_handlers() -> None:
+    """Take away the handlers that a fork has from its parent, to which what is logged here is sent. Those that were
+    added here stay."""
+    while _inherited:
+        logger, handler = _inherited.pop()
+        if handler is not _handler:
+            logger.removeHandler(handler)
 
 
 @contextmanager

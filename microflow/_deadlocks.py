@@ -29,6 +29,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ._forks import new_lock
 from ._typing_only import Protocol
 from ._waits import SLOT
 
@@ -100,7 +101,7 @@ class One:
 only_thread: threading.Thread | None = None
 
 # Guards the next two and every ``blocked_by``; held for the length of a walk.
-_lock = threading.Lock()
+_lock = new_lock()
 _blocked_loops = 0
 
 

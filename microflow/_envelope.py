@@ -55,6 +55,11 @@ def is_origin(text: str) -> bool:
     return text == ORIGIN and ORIGIN.startswith(f"{os.getpid()}-")
 
 
+def is_of_ancestor(text: str) -> bool:
+    """Whether an envelope was sent by the process that this one was forked from."""
+    return text == ORIGIN and not is_origin(text)
+
+
 # ------------------------------------------------------------------------------------------------------- bytes
 
 

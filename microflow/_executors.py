@@ -10,17 +10,25 @@ a keyword argument, take two attempts for one, or choke on an exception; their f
 there cannot be stopped; one whose time is over is given up, and its late outcome is dropped.
 
 An executor that is given is its owner's to shut down. One that a factory made is ours: it is made when it is first
-needed, made anew when it broke, and shut down with the runner.
+needed, made anew when it broke, and shut down with the runner. Its worker processes are killed then if attempts may
+still be under way in them: those that were given up, and all of an interrupted flow run.
+
+A pool that forks is Linux's default before Python 3.14. What its workers take over from a program with threads, and
+must not use, is said in ``_forks``; a pool that is given forks all of them in the thread of the first submit, when
+the runner has no threads yet.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
+import time
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
 from ._attempt import run_envelope
+from ._loggers import get_logger
 from ._processes import AttemptTimedOut
 from .exceptions import WorkerLost, describe
 
@@ -28,6 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
     from uuid import UUID
+
+
+#: how long a pool whose workers were killed may take to end, in seconds
+GRACE = 5.0
 
 
 class ExecutorCarrier:
@@ -43,6 +55,20 @@ class ExecutorCarrier:
         self.rebuilt = 0
         # attempts that were given up and may go on
         self._overrun: set[Any] = set()
+        self._is_prepared = False
+        self._is_interrupted = False
+
+    def prepare(self) -> None:
+        """Have a pool that was given, and that forks, do so now."""
+        with self._lock:
+            executor, done, self._is_prepared = self._executor, self._is_prepared, True
+        if executor is None or done or not forks(executor):
+            return
+        _load_for_forks()
+        try:
+            executor.submit(int)  # the first one starts all of its workers
+        except Exception:  # it is broken or was shut down: the first attempt says so
+            pass
 
     def carry(
         self, run_id: UUID, payload: bytes, timeout: float | None, on_log: Callable[[dict[str, Any]], None]
@@ -63,6 +89,8 @@ class ExecutorCarrier:
         try:
             outcome: bytes = handle.result()
         except BaseException as loss:  # the function that it was given raises nothing: this is the executor's own word
+            if self._is_interrupted:
+                raise WorkerLost("its worker was killed, because its flow run was interrupted") from None
             if isinstance(loss, BrokenExecutor):
                 self._is_broken(executor)
             raise WorkerLost(f"the executor lost the attempt: {describe(loss)}") from None
@@ -81,6 +109,8 @@ class ExecutorCarrier:
         """The executor, made first if need be: by one thread, without a lock, because the factory is the user's."""
         while True:
             with self._lock:
+                if self._is_interrupted:
+                    raise WorkerLost("no worker is given to it: its flow run was interrupted")
                 if self._executor is not None:
                     return self._executor
                 made = self._made
@@ -94,6 +124,8 @@ class ExecutorCarrier:
             try:
                 assert self._factory is not None, "an executor that was given stays, even when it is broken"
                 executor = self._factory()
+                if forks(executor):
+                    _load_for_forks()
                 return executor
             finally:
                 with self._lock:
@@ -109,6 +141,12 @@ class ExecutorCarrier:
             self.rebuilt += 1
         _shut_down(executor, wait=False, kill=True)
 
+    def interrupt(self) -> None:
+        """End what an executor that the factory made does, as far as that can be done."""
+        with self._lock:
+            self._is_interrupted = True
+        self.close(wait=False)
+
     def close(self, *, wait: bool = True) -> None:
         """Shut down an executor that the factory made. What cannot be stopped is waited for, unless `wait` is false."""
         if self._factory is None:
@@ -122,9 +160,47 @@ class ExecutorCarrier:
 
 def _shut_down(executor: Executor, *, wait: bool, kill: bool) -> None:
     """Shut an executor down with as many of the arguments as it takes: Dask's takes one, loky's others."""
+    if kill and _is_standard_pool(executor):
+        _kill_pool(executor, wait)
+        return
     taken = inspect.signature(executor.shutdown).parameters
     wanted = {"wait": wait, "cancel_futures": True, "kill_workers": kill}
     executor.shutdown(**{name: value for name, value in wanted.items() if name in taken})
+
+
+def _is_standard_pool(executor: Any) -> bool:
+    process = sys.modules.get("concurrent.futures.process")  # not loaded: it is none
+    return process is not None and isinstance(executor, process.ProcessPoolExecutor)
+
+
+def forks(executor: Any) -> bool:
+    """Whether this is a pool of the standard library whose workers are forks of this process."""
+    return _is_standard_pool(executor) and executor._mp_context.get_start_method() == "fork"
+
+
+def _load_for_forks() -> None:
+    """Load what a worker may need besides what is loaded: a module that another thread was loading at the moment of
+    the fork can never be loaded there."""
+    import asyncio  # noqa: F401  # for coroutine tasks
+
+
+def _kill_pool(executor: Any, wait: bool) -> None:
+    """Shut a pool of the standard library down and kill its workers. What it has no method for before Python 3.14."""
+    workers = list((executor._processes or {}).values())
+    manager = executor._executor_manager_thread
+    executor.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        try:
+            worker.kill()
+        except (OSError, ValueError):  # it has ended, and was joined
+            continue
+    if not wait:
+        return
+    deadline = time.monotonic() + GRACE
+    for each in (*workers, *([] if manager is None else [manager])):
+        each.join(max(0.0, deadline - time.monotonic()))
+    if manager is not None and manager.is_alive():
+        get_logger("task_runners").warning("a process pool whose workers were killed does not end")
 
 
 def size_of(executor: Any) -> int | None:

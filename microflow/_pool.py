@@ -18,6 +18,7 @@ One lock guards all fields. No job runs, and no callback is called, while it is 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._loggers import get_logger
 from ._typing_only import Protocol
+from ._waits import SLOT
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -90,6 +92,11 @@ class PoolSlot:
                 self._pool.returning.append(turn)
         if turn is not None:
             turn.acquire()
+
+
+if hasattr(os, "register_at_fork"):
+    # the slot of the job that forked is the parent's: its pool's lock may be held there, and its threads are not here
+    os.register_at_fork(after_in_child=lambda: SLOT.set(None))
 
 
 class Pool:

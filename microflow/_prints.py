@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import builtins
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
+from ._forks import new_lock
 from .context import PRINTS_ARE_LOGGED
 from .settings import current_settings
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TO_THE_CALLER = 2 if sys.version_info >= (3, 11) else 4
 
 # guards the replacement of ``builtins.print``
-_replacing = threading.Lock()
+_replacing = new_lock()
 _real_print: Callable[..., Any] | None = None
 
 

@@ -41,6 +41,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._attempt import flush, run_envelope
+from ._captured_logs import forget_inherited_handlers
 from ._envelope import here, join, pack_error, resolver_of_worker, split
 from .exceptions import NotTransferable, SerializationError, WorkerLost
 from .serializers import pack, unpack
@@ -295,24 +296,13 @@ class ForkLauncher(_LaunchedHere):
             os.close(self._life_end)
             for worker in list(_workers):  # their owner is the parent alone: each is to see it hang up
                 worker._link.close()
-            _forget_handlers()
+            forget_inherited_handlers()
             _live_as_fork(os.dup(link.fileno()), self.life, initialize)
         return pid
 
     def reap(self, pid: int) -> int:
         """See :class:`Launcher`."""
         return os.waitpid(pid, 0)[1]
-
-
-def _forget_handlers() -> None:
-    """A fork has its parent's log handlers; what it logs is sent there instead."""
-    if "logging" not in sys.modules:
-        return
-    import logging  # loaded already
-
-    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
-        if isinstance(logger, logging.Logger):
-            logger.handlers.clear()
 
 
 LAUNCHERS: dict[str, Callable[[], Launcher]] = {

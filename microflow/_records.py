@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 from collections import OrderedDict
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from ._digests import blake2b
+from ._forks import new_lock
 from ._state_parts import Value
 from .exceptions import DamagedResult, SerializationError
 from .serializers import Serializer, get_serializer, serializer_from_json, serializer_to_json
@@ -237,7 +237,7 @@ class ResultCache:
     def __init__(self, most_results: int = MOST_RESULTS, most_bytes: int = MOST_BYTES) -> None:
         self.most_results = most_results
         self.most_bytes = most_bytes
-        self._mutex = threading.Lock()  # guards the two below
+        self._mutex = new_lock()  # guards the two below
         self._stored: OrderedDict[str, tuple[object, bytes, bytes]] = OrderedDict()
         self._bytes = 0
 

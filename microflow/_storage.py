@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import os
 import stat as modes
-import threading
 from typing import Any, Protocol
 
 from . import _files
+from ._forks import new_lock
 from ._media import FileMedium, storage_error
 from .exceptions import NoSpace
 from .settings import MEMORY, current_settings, resolve_home
@@ -144,7 +144,7 @@ class MemoryStorage:
     private = True
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()  # guards the two below
+        self._mutex = new_lock()  # guards the two below
         self._contents: dict[str, tuple[int, bytes]] = {}
         self._writes = 0
 

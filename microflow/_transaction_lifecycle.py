@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ._definitions import hook_name
+from ._forks import new_lock
 from ._locks import IsolationLevel
 from ._transaction_parts import CommitMode, Lease, TransactionState
 from ._waits import settle
@@ -53,7 +53,7 @@ LOOK_AGAIN = 0.1
 # Guards ``children`` and the step into an ended state of all transactions: a child that ends in another thread either
 # is in the list when its parent looks there for the last time, or finds what became of the parent. Held for a few
 # instructions, never while a hook runs.
-_family = threading.Lock()
+_family = new_lock()
 
 
 def _goes_on_elsewhere(error: BaseException | None) -> bool:

@@ -15,8 +15,9 @@ else (invariant I7).
 from __future__ import annotations
 
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
+
+from ._forks import new_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ class Bus:
 
     def __init__(self) -> None:
         # guards the two tables; never held while a subscriber runs
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._by_subject: dict[str, tuple[Subscriber, ...]] = {}
         self._by_log: dict[str, tuple[Subscriber, ...]] = {}
 

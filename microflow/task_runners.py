@@ -243,8 +243,9 @@ class ExecutorTaskRunner(DispatchingTaskRunner):
     it is first needed; that one is made anew when it breaks, and shut down with the runner. At most
     `max_workers` attempts are with the executor at a time: give the number of its workers where it does not tell
     it (a pool of the standard library and loky do), since time in a queue of its own counts for ``timeout_seconds``.
-    An attempt there cannot be stopped: a timeout gives it up. An executor that loses a worker loses what it says
-    that it lost, as CRASHED."""
+    An attempt there cannot be stopped: a timeout gives it up. Leaving the runner kills the process of such an attempt,
+    if a function made the pool; Ctrl-C kills those of all. An executor that loses a worker loses what it says that it
+    lost, as CRASHED."""
 
     def __init__(self, executor: Executor | Callable[[], Executor], max_workers: int | None = None) -> None:
         given = hasattr(executor, "submit")
@@ -276,7 +277,15 @@ class ExecutorTaskRunner(DispatchingTaskRunner):
                 self._carrier = ExecutorCarrier(executor, factory)
             return self._carrier
 
+    def _submission(self, *args: Any) -> Submission:
+        submission = super()._submission(*args)
+        if self._is_given:
+            self.carrier().prepare()
+        return submission
+
     def _end(self, patience: float | None) -> None:
+        if patience is not None and self._carrier is not None:
+            self._carrier.interrupt()
         super()._end(patience)
         with self._lock:
             carrier, self._carrier = self._carrier, None

@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
+from ._forks import new_lock
 from ._waits import AsyncioWaits, BlockingWaits, Waits, call_later, check_not_alone, finish, slot_given_back
 from .client.fold import state_of
 from .client.objects import FINAL
@@ -275,7 +276,7 @@ class TaskRunWaiter:
     Nothing has to be started or stopped: a thread exists only while somebody waits for a run of another process."""
 
     # guards the instance
-    _creating: ClassVar[threading.Lock] = threading.Lock()
+    _creating: ClassVar[threading.Lock] = new_lock()
     _instance: ClassVar[TaskRunWaiter | None] = None
 
     def __init__(self) -> None:

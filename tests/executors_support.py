@@ -21,6 +21,11 @@ def process_pool_executor() -> concurrent.futures.Executor:
     return concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver"))
 
 
+def forking_executor() -> concurrent.futures.Executor:
+    """The standard library's pool whose workers are forked from this process: its default before Python 3.14."""
+    return concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork"))
+
+
 def thread_pool_executor() -> concurrent.futures.Executor:
     """The standard library's pool of threads: workers in the owner's own process."""
     return concurrent.futures.ThreadPoolExecutor(2)
@@ -63,6 +68,10 @@ class Kind:
         return runner
 
 
+#: what Python 3.12 and later say of it: that it may hang, which is what the tests are about
+FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
 def _over(factory: Any) -> Any:
     return lambda request, number: ExecutorTaskRunner(factory, number)
 
@@ -76,6 +85,7 @@ KINDS = [
     Kind("processes", lambda request, number: ProcessPoolTaskRunner(number), kills=True),
     Kind("executor of threads", _over(thread_pool_executor), isolated=False),
     Kind("executor of processes", _over(process_pool_executor)),
+    Kind("executor of forks", _over(forking_executor), marks=FORKS),
     Kind("loky", _over(loky_executor), marks=pytest.mark.slow),
     Kind("dask", _dask, marks=pytest.mark.slow, fixture="dask_client"),
 ]

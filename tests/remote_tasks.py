@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from microflow import flow, get_run_logger, task
+from microflow._waits import SLOT
 from microflow.context import FlowRunContext, TaskRunContext, current_tags
 from microflow.flow_runs import pause_flow_run
 from microflow.settings import current_settings
@@ -336,6 +337,15 @@ def taken(**kwargs):
 
 
 @task
+def what_is_current():
+    """Whether the attempt has a slot in its process, and how many transactions are around it there."""
+    depth, around = 0, get_transaction()
+    while around is not None:
+        depth, around = depth + 1, around.get_parent()
+    return {"slot": SLOT.get() is not None, "transactions": depth}
+
+
+@task
 def token():
     """Another one for each execution."""
     return os.urandom(8).hex()
@@ -344,6 +354,13 @@ def token():
 @task(timeout_seconds=0.2)
 def slow_for_a_second():
     time.sleep(1)
+
+
+@task(timeout_seconds=1)
+def endless(path):
+    """Writes its pid and never ends."""
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(3600)
 
 
 @task

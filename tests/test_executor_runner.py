@@ -21,7 +21,14 @@ from microflow.exceptions import CrashedRun, NotTransferable
 from microflow.futures import wait
 from microflow.task_runners import ExecutorTaskRunner, ThreadPoolTaskRunner
 from tests import remote_tasks as remote
-from tests.executors_support import EXECUTORS, dask_cluster, each, process_pool_executor, thread_pool_executor
+from tests.executors_support import (
+    EXECUTORS,
+    dask_cluster,
+    each,
+    forking_executor,
+    process_pool_executor,
+    thread_pool_executor,
+)
 from tests.support import Gauge, task_ids, task_states
 
 
@@ -148,6 +155,19 @@ class TestWhoseItIs:
             first, second = in_flow(body, ExecutorTaskRunner(executor))
         assert first[0] == second[0] == "CRASHED"
         assert "the executor takes no attempt: BrokenProcessPool" in second[1]
+
+    @pytest.mark.parametrize("factory", [forking_executor, process_pool_executor])
+    def test_a_worker_whose_attempt_was_given_up_is_killed_with_the_runner(self, factory, tmp_path):
+        made, pid = Made(factory), tmp_path / "pid"
+
+        def body():
+            future = remote.endless.submit(str(pid))
+            future.wait()
+            return future.state.name, remote.add.submit(1).result()
+
+        assert in_flow(body, ExecutorTaskRunner(made, 2)) == ("TimedOut", 2)
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
 
     def test_a_closed_one_crashes_what_is_submitted(self):
         executor = thread_pool_executor()

@@ -106,29 +106,53 @@ def test_a_function_that_cannot_be_interrupted_is_left_behind_and_its_late_end_c
 
 PROGRAM = """
 import sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from microflow import flow, task
-from microflow.task_runners import ThreadPoolTaskRunner
+from microflow.task_runners import ExecutorTaskRunner, ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 @task
 def blocked():
     print("running", flush=True)
     time.sleep(3600)
 
-@flow
-def body():
-    blocked.submit().result()
+if __name__ == "__main__":
+    @flow(task_runner={runner})
+    def body():
+        blocked.submit().result()
 
-body()
+    body()
 """
+OWN_POOL = "ExecutorTaskRunner(lambda: ProcessPoolExecutor(2, mp_context=get_context({!r})), 2)"
+GIVEN_POOL = "ExecutorTaskRunner(ProcessPoolExecutor(2, mp_context=get_context({!r})))"
 
 
-def test_ctrl_c_ends_a_program_whose_tasks_cannot_be_interrupted():
+OURS = ["ThreadPoolTaskRunner()", "ProcessPoolTaskRunner(2)", *map(OWN_POOL.format, ("fork", "forkserver"))]
+
+
+@pytest.mark.parametrize(
+    ("runner", "to"),
+    [
+        *((runner, to) for runner in OURS for to in ("the program", "all its processes")),
+        (GIVEN_POOL.format("fork"), "all its processes"),
+    ],
+)
+def test_ctrl_c_ends_a_program_whose_tasks_cannot_be_interrupted(runner, to, tmp_path):
+    """A terminal sends it to all processes. A pool that was given is its owner's: it ends with what runs in it."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM.format(runner=runner))
     pipe = subprocess.PIPE
-    program = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=pipe, stderr=pipe, cwd=ROOT)
+    program = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=pipe,
+        stderr=pipe,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
     try:
         assert program.stdout is not None
         assert program.stdout.readline() == b"running\n"
-        os.kill(program.pid, signal.SIGINT)
+        (os.kill if to == "the program" else os.killpg)(program.pid, signal.SIGINT)
         _, said = program.communicate(timeout=PATIENCE)
     finally:
         program.kill()

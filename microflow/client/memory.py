@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from .._forks import new_lock
 from .._waits import now_us
 from ..events import Record
 from ..transitions import task_verdict
@@ -34,7 +34,7 @@ class MemoryTasks:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         # guards the two tables; held for no longer than a look-up
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._runs: OrderedDict[UUID, TaskRun] = OrderedDict()
         self._states: dict[UUID, list[State[Any]]] = {}
         self._asset_notes: OrderedDict[UUID, list[dict[str, Any]]] = OrderedDict()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from .._forks import new_lock
 from .._kept import keep
 from .._waits import now_us
 from ..entrypoints import entrypoint_of
@@ -464,7 +464,7 @@ def host_name() -> str:
 
 
 # guards the table of clients; held while a client is made, which opens nothing
-_lock = threading.Lock()
+_lock = new_lock()
 _clients: dict[tuple[str, str, bool, str | None], SyncClient] = {}
 
 

@@ -109,6 +109,7 @@ ASYNCIO = {
     "_crash_trials": "a coroutine flow's loop, in a child process",
     "_locks": "waiting for a lock on a loop, for a time",
     "results": "reading and writing off the loop",
+    "_executors": "loads it before a pool forks, whose workers may need it",
 }
 
 

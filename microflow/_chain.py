@@ -129,7 +129,7 @@ class Chain:
     __slots__ = (
         "_beyond", "_gap", "_lost", "_overlong", "_rotten", "_suspect", "checksum", "checksums", "dead",
         "duplicates", "epoch", "flags", "lines", "next_position", "offset", "offsets", "orphans", "owner",
-        "owner_host", "owner_pid", "run_id", "tail", "too_new", "voids", "writer",
+        "owner_host", "owner_pid", "run_id", "sound_end", "tail", "too_new", "voids", "writer",
     )  # fmt: skip
 
     def __init__(self, run_id: str) -> None:
@@ -141,6 +141,7 @@ class Chain:
         self.owner_pid: int | None = None
         self.owner_host: str | None = None
         self.offset = 0  # the byte after the last LF: where reading goes on
+        self.sound_end = -1  # the byte after the last line that was written here, onto a sound log
         self.tail = 0  # bytes after `offset`, without LF
         self.lines = 0
         self.dead = self.orphans = self.voids = self.duplicates = 0
@@ -266,7 +267,7 @@ class Chain:
         if epoch is not None:
             self._change_owner(epoch, bodies)
         self._extend(int(line[-11:-3], 16), _OWN)
-        self.offset += len(line)
+        self.sound_end = self.offset = self.offset + len(line)
         self.lines += 1
 
     def leap(self, position: int, checksum: str, epoch: int) -> None:
@@ -295,8 +296,7 @@ class Chain:
         return epoch is not None and epoch != self.epoch
 
     def _change_owner(self, epoch: int, bodies: Sequence[Body]) -> None:
-        claim = self.claim_in(bodies)
-        if claim is not None:
+        if self.epoch != epoch and (claim := self.claim_in(bodies)) is not None:
             self.epoch = epoch
             self.owner, self.owner_pid, self.owner_host = claim.get("owner"), claim.get("pid"), claim.get("host")
         for body in bodies:

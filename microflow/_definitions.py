@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from functools import cached_property
 from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,13 +77,10 @@ class Definition:
         _feed(digest, self._code)
         return digest.hexdigest()
 
-    @property
+    @cached_property
     def source_digest(self) -> str:
         """What tells an edited function from the recorded one; bytecode differs between Python versions."""
-        digest = self.__dict__.get("_source_digest")
-        if digest is None:
-            digest = self._source_digest = f"py{sys.version_info[0]}.{sys.version_info[1]}-{self.code_digest()}"
-        return str(digest)
+        return f"py{sys.version_info[0]}.{sys.version_info[1]}-{self.code_digest()}"
 
     # ------------------------------------------------------------------------------------------- methods
 

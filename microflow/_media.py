@@ -67,9 +67,9 @@ class FileMedium:
         self._next_look = time.monotonic() + _LOOK_AGAIN
         return _files.stat_open(self._descriptor).st_nlink == 0
 
-    def look_due(self) -> bool:
-        """Whether it is time to ask :meth:`is_gone` again, which is too dear for each append."""
-        return time.monotonic() >= self._next_look
+    def can_append(self) -> bool:
+        """Whether the file is open for that, and it is not time to ask :meth:`is_gone`, too dear for each append."""
+        return self._writable and self._descriptor >= 0 and time.monotonic() < self._next_look
 
     def size(self) -> int:
         return _files.size(self._descriptor)
@@ -162,8 +162,8 @@ class MemoryMedium:
     def is_gone(self) -> bool:
         return False
 
-    def look_due(self) -> bool:
-        return False
+    def can_append(self) -> bool:
+        return True
 
     def size(self) -> int:
         return len(self.data)

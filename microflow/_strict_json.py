@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 MAXIMUM_DEPTH = 100
 
 
-def _make_encoder() -> Callable[[Any], str]:
-    """What turns a value of a good shape into text.
+def make_encoder(plain: JSONEncoder) -> Callable[[Any], str]:
+    """What `plain`, which does not indent or look for circles, does with a dict, list or tuple; in two thirds of the
+    time.
 
-    ``JSONEncoder.encode`` makes its encoder, written in C, anew for each value, which takes a third of its
-    time. So that encoder is made once, if this Python has it in the form that we know.
+    ``JSONEncoder.encode`` makes its encoder, written in C, anew for each value. Here that encoder is made once, if this
+    Python has it in the form that we know.
     """
-    # not check_circular: _check_shape finds a circle, as it is deeper than anything
-    plain = JSONEncoder(ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":"))
     try:
         make: Any = json_encoder.c_make_encoder  # type: ignore[attr-defined]
-        chunks = make(None, plain.default, json_encoder.encode_basestring_ascii, None, ":", ",", False, False, False)
+        rules = plain.sort_keys, plain.skipkeys, plain.allow_nan
+        chunks = make(None, plain.default, json_encoder.encode_basestring_ascii, None, ":", ",", *rules)
         if "".join(chunks([{"a": 1}], 0)) == '[{"a":1}]':
             return lambda value: "".join(chunks(value, 0))
     except (AttributeError, TypeError):
@@ -43,7 +43,8 @@ def _make_encoder() -> Callable[[Any], str]:
     return plain.encode
 
 
-_to_text = _make_encoder()
+# not check_circular: _check_shape finds a circle, as it is deeper than anything
+_to_text = make_encoder(JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":")))
 
 
 def encode(value: Any, *, depth: int = MAXIMUM_DEPTH) -> str:

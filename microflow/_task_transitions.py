@@ -171,7 +171,8 @@ class TaskTransitions(Generic[R]):
     async def _set_final_state(self, state: State[Any], force: bool = False) -> State[Any]:
         """A state that must be on the disk before anybody acts on it, where durability says so."""
         state = self.set_state(state, force)
-        await self._sync()
+        if self._call is not None and self._call.recorder.must_sync:
+            await self._sync()
         return state
 
     async def _sync(self) -> None:

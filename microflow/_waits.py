@@ -48,8 +48,7 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     except StopIteration as end:
         value: T = end.value
         return value
-    finally:
-        coroutine.close()
+    coroutine.close()
     raise RuntimeError(f"{coroutine!r} waited for an event loop inside a blocking run")
 
 

@@ -69,6 +69,7 @@ from uuid import UUID
 
 from ._digests import blake2b
 from ._modules import class_name, module_name
+from ._strict_json import make_encoder
 from ._tagged_json import MAX_BITS, MAX_DEPTH, NotEncodable, default_resolver, to_json
 from .exceptions import HashError, SerializationError
 
@@ -88,10 +89,11 @@ def fingerprint(value: Any, replace: Replace | None = None) -> bytes:
     encoder that is made for it is kept. What counts as equal stands at the head of this module.
     """
     try:
-        if _is_short(value):
+        is_flat = type(value) is dict and _LEAVES.issuperset(map(type, value.values()))  # as the inputs of most calls
+        if is_flat or _is_short(value):
             text = _encoder(replace)(value)
             # each level opens a bracket: a text with few of them is not deep
-            if text.count("[") + text.count("{") <= MAX_DEPTH or _depth(text) <= MAX_DEPTH:
+            if is_flat or text.count("[") + text.count("{") <= MAX_DEPTH or _depth(text) <= MAX_DEPTH:
                 return blake2b(text.encode("ascii"), digest_size=16).digest()
     except Exception:  # not plain, or whatever the value raises when it is read: the other way tells
         pass
@@ -144,7 +146,8 @@ def _encoder(replace: Replace | None) -> Callable[[Any], str]:
             raise TypeError  # it has members: the long way
         return {"$": leaf[0], "v": leaf[1:]}
 
-    encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=hook).encode
+    plain = json.JSONEncoder(sort_keys=True, check_circular=False, separators=(",", ":"), default=hook)
+    encode = make_encoder(plain)
     _last_encoder = (replace, encode)
     return encode
 

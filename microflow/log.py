@@ -219,19 +219,22 @@ class Log(Ledger):
         text = encode_bodies(bodies)
         if time_us is None:
             time_us = time.time_ns() // 1000
-        medium = self._medium
+        medium, is_claim = self._medium, bodies[0]["k"] == "claim"
         with self._mutex:
             self.is_written = True
             self._check_poison()
             try:
-                self._open(writable=True, create=expect == 0, look=bodies[0]["k"] == "claim")
+                if not expect or is_claim or not medium.can_append():
+                    self._open(writable=True, create=expect == 0, look=is_claim)
                 if epoch is None:
                     self._fold()  # once without the lock, so that many who wait do not read under it
                 try:
                     self._lock()
                     end = self._fold_and_seal()
-                    self._check_turn(bodies, expect, epoch)
-                    line = join(expect, self._chain.checksum, epoch, time_us, text)
+                    chain = self._chain
+                    if epoch != chain.epoch or expect != chain.next_position or not expect or is_claim:
+                        self._check_turn(bodies, expect, epoch)
+                    line = join(expect, chain.checksum, epoch, time_us, text)
                     medium.write(line, end)
                     self._account(line, epoch, bodies)
                 finally:
@@ -247,7 +250,7 @@ class Log(Ledger):
         medium = self._medium
         if medium.ready(writable=writable, create=create):
             self._recognise()
-        if (look or not writable or medium.look_due()) and medium.is_gone():
+        if (look or not writable or not medium.can_append()) and medium.is_gone():
             medium.rest()  # deleted, or replaced by another file: what has the name now?
             medium.ready(writable=writable, create=create)
             self._recognise()
@@ -293,6 +296,9 @@ class Log(Ledger):
         return end
 
     def _fold_and_seal(self) -> int:
+        chain = self._chain
+        if chain.sound_end == chain.offset == self._medium.size() and not self._half:
+            return chain.offset  # nothing came since the last line of ours: what was found sound is so (3 % of a task)
         end = self._fold()
         self._check_sound()
         if self._chain.is_torn:

@@ -52,10 +52,11 @@ class State(Generic[R]):
         data: Any = None,
         id: UUID | None = None,
     ) -> None:
-        if type not in TYPES_BY_VALUE:
+        kind = TYPES_BY_VALUE.get(type)
+        if kind is None:
             raise ValueError(f"{type!r} is not a state type; the types are {sorted(TYPES_BY_VALUE)}")
-        self.type: StateType = TYPES_BY_VALUE[type]
-        self.name: str = DEFAULT_NAMES[self.type] if name is None else name
+        self.type: StateType = kind
+        self.name: str = DEFAULT_NAMES[kind] if name is None else name
         if message is not None and len(message) > MAXIMUM_MESSAGE:
             message = f"{message[:MAXIMUM_MESSAGE]} … ({len(message):,} characters)"  # it must fit into a record
         self.message = message
@@ -68,7 +69,7 @@ class State(Generic[R]):
         self.state_details: StateDetails = state_details
         self.data = data
         self._id = id
-        if self.type is StateType.SCHEDULED and state_details.scheduled_time is None:
+        if kind is StateType.SCHEDULED and state_details.scheduled_time is None:
             self.state_details = state_details = state_details.copy()  # the caller may use them again
             state_details.scheduled_time = to_datetime(self.at)
 

@@ -33,7 +33,7 @@ import os
 import re
 import threading
 import weakref
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from . import _files
 from ._documents import FileDocuments, MemoryDocuments
@@ -48,7 +48,7 @@ from .log import Log, Reading
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
-    from typing import Any, Literal
+    from typing import Any, Concatenate, Literal
 
     from ._documents import Documents
     from .key_stores import KeyQueue
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     Body = dict[str, Any]
     RunIds = list[str]  # inside the classes below, `list` is a method
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _RESULT_NAME = r"[0-9a-f]{64}"
@@ -248,13 +249,13 @@ class FileStore(Store):
     ) -> int:
         if not expect:
             self._make_folder(self._runs)
-        return self._with_log(run_id, lambda log: log.append(bodies, expect=expect, epoch=epoch, time_us=time_us))
+        return self._with_log(run_id, Log.append, bodies, expect=expect, epoch=epoch, time_us=time_us)
 
     def read(self, run_id: str, position: int = 0) -> Reading:
-        return self._with_log(run_id, lambda log: log.read(position))
+        return self._with_log(run_id, Log.read, position)
 
     def _read_foreign(self, run_id: str, position: int) -> Reading:
-        return self._with_log(run_id, lambda log: log.read(position, foreign=True))
+        return self._with_log(run_id, Log.read, position, foreign=True)
 
     def read_ends(self, run_id: str) -> Reading | None:
         from ._ends import BLOCK, read_ends  # for listings alone
@@ -273,12 +274,12 @@ class FileStore(Store):
 
     def sync(self, run_id: str, position: int) -> None:
         if self._disk:
-            self._with_log(run_id, lambda log: log.sync(position))
+            self._with_log(run_id, Log.sync, position)
 
-    def _with_log(self, run_id: str, use: Callable[[Log], T]) -> T:
+    def _with_log(self, run_id: str, use: Callable[Concatenate[Log, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         log = self._logs.get(run_id) or self._new_log(run_id)
         try:
-            return use(log)
+            return use(log, *args, **kwargs)
         except ObjectNotFound:
             self.close(run_id)
             raise

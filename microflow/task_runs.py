@@ -135,7 +135,7 @@ class TaskRunWatch(Watch):
                 self.fire(here.state)
             return
         for live in list(self._client.owned.values()):
-            if self._id in live.live:  # it is of this process, until the flow run leaves it
+            if self._key in live.live:  # it is of this process, until the flow run leaves it
                 self.keep(self._client.store.bus.subscribe_log(live.run_id, self._hear_of_own_log))
                 return
         run = next(iter(self._client.logs_of(self._id, None)), None)

@@ -109,4 +109,4 @@ def flow_verdict(present: State[Any] | None, proposed: State[Any]) -> str:
 
 def task_verdict(present: State[Any] | None, proposed: State[Any]) -> str:
     """The cell for a task run in state `present` for which `proposed` is proposed."""
-    return TASK_TRANSITIONS["NONE" if present is None else present.type.value, proposed.type.value]
+    return TASK_TRANSITIONS["NONE" if present is None else present.type, proposed.type]

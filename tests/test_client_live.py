@@ -351,7 +351,7 @@ def test_a_task_run_stands_in_the_table_of_live_runs_until_it_has_ended(client):
     live = started(client, Running())
     task_run = new_task(live)
     live.propose_task(task_run, [Running()])
-    assert live.live == {task_run.id: task_run}
+    assert live.live == {task_run.text: task_run}
     live.propose_task(task_run, [Completed()])
     assert live.live == {}
 

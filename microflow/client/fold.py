@@ -58,7 +58,7 @@ _OWN = frozenset({"flow_run_id", "task_run_id"})  # follow from where the record
 
 def state_record(state: State[Any], run: str | None, result: dict[str, Any] | None) -> dict[str, Any]:
     """The record of `state`; `run` is the task run's id, None for the flow run of the log."""
-    kind = state.type.value
+    kind = state.type._value_  # half the price of `value`, which is a property; 1 % of a task
     record: dict[str, Any] = {"k": "state"}
     if run is not None:
         record["run"] = run

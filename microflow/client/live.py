@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import threading
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from .._kept import KeptResult, keep
 from .._waits import now_us, to_datetime
@@ -29,6 +28,7 @@ from .objects import FINAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from uuid import UUID
 
     from .._waits import StopSignal
     from ..stores import Store
@@ -63,11 +63,10 @@ class Answer:
         return f"Answer({self.status}, {self.state}, {self.reason!r})"
 
 
-def _kept(state: State[Any], run_id: str, store: Store, name: str, keep_results: bool) -> dict[str, Any] | None:
-    """The result member of a state's record. Called before the mutex is taken: it may write a file."""
-    kind = state.type
+def _kept(state: State[Any], run_id: str, store: Store, name: str) -> dict[str, Any] | None:
+    """The result member of a final state's record. Called before the mutex is taken: it may write a file."""
     data = state.data
-    if kind not in FINAL or not keep_results or data is None:
+    if data is None:
         return None
     if isinstance(data, KeptResult) and (entry := data.entry_for(run_id)) is not None:
         return entry  # handed on as it stands in a log
@@ -88,7 +87,7 @@ class LiveRun:
         #: the claim number that this process writes under, None for requests. Never read from the fold again: who
         #: folds another's claim must not go on under its number
         self.epoch = run.epoch if token is not None else None
-        self.live: dict[UUID, TaskRun] = {}
+        self.live: dict[str, TaskRun] = {}
         self.handed_back = 0
         #: whether the attempt ends, so that what a pause holds back is not to start any more
         self.gate_closed = False
@@ -127,7 +126,9 @@ class LiveRun:
         run that still has an owner. Dying before this append leaves the run to be taken over; dying after
         it leaves nothing undone."""
         name = self.flow_run.flow_name
-        result = _kept(state, self.run_id, self.store, name, self.keep_results)
+        result = None
+        if state.type in FINAL and self.keep_results:
+            result = _kept(state, self.run_id, self.store, name)
 
         def decide() -> tuple[Answer, list[dict[str, Any]]]:
             answer = self._judge(state, force)
@@ -258,12 +259,14 @@ class LiveRun:
         state is appended, the call runs again; dying after it, its result is handed back."""
         run_id = task_run.text
         state = states[-1]
-        result = _kept(state, self.run_id, self.store, task_run.task_key, self.keep_results)
-        flow_run = self.flow_run
+        result = None
+        if state.type in FINAL and self.keep_results:
+            result = _kept(state, self.run_id, self.store, task_run.task_key)
         entering = [(task_run, states)]
 
         def decide() -> tuple[Answer, list[dict[str, Any]]]:
-            self._take_in(task_run)
+            if self.run.tasks:
+                self._take_in(task_run)
             present = task_run.state
             if task_run.recorded:  # what comes before the last state creates the run
                 entering[0] = (task_run, states[-1:])
@@ -271,11 +274,8 @@ class LiveRun:
             if cell != "A":
                 status = Answer.ABORT if cell == "B" else Answer.REJECT
                 return Answer(status, present, f"a task run in state {present} cannot go to {state.type.value}"), []
-            orphan = not self.run.is_task and flow_run.state_type is not StateType.RUNNING
-            if state.type is StateType.RUNNING and orphan:
-                refusal = self._refusal(task_run)
-                if refusal is not None:
-                    return refusal, []
+            if state.type is StateType.RUNNING and (refusal := self._refusal(task_run)) is not None:
+                return refusal, []
             bodies = [] if task_run.recorded else [task_record(task_run, source)]
             if renamed and task_run.recorded:
                 bodies.append({"k": "rename", "run": run_id, "name": task_run.name})
@@ -294,17 +294,19 @@ class LiveRun:
         """Why a task run may not enter RUNNING now, if so. While the flow run is paused, what has begun goes on, its
         retries too; what has not is to wait."""
         state, present = self.flow_run.state, task_run.state
+        if (state is not None and state.type is StateType.RUNNING) or self.run.is_task:
+            return None
         reason = f"its flow run is in state {state}"
         if state is None or not state.is_paused() or state.is_suspended():
             return Answer(Answer.ABORT, present, reason)
-        if task_run.id in self.live and present is not None and present.type is not StateType.PENDING:
+        if task_run.text in self.live and present is not None and present.type is not StateType.PENDING:
             return None
         return Answer(Answer.WAIT, present, reason)
 
     def _take_in(self, task_run: TaskRun) -> None:
         """Bring the object up to what the fold knows of it: an interrupt may have fallen between an append and its
         being made so in memory, and the next append finds that out by a Conflict."""
-        history = self.run.tasks.get(task_run.text) if self.run.tasks else None
+        history = self.run.tasks.get(task_run.text)
         if history is None or not history.caught_up:
             return
         history.caught_up = False
@@ -317,7 +319,7 @@ class LiveRun:
         history = self.run.tasks.get(record["run"])
         if history is not None:
             history.caught_up = True
-        task_run = self.live.get(UUID(record["run"]))
+        task_run = self.live.get(record["run"])
         if task_run is not None and (task_run.state is None or record["at"] > task_run.state.at):
             task_run.enter(self.run.task_state(record, task_run.id, task_run.name))
 
@@ -367,16 +369,17 @@ class LiveRun:
 
     def _entered(self, task_run: TaskRun, states: Sequence[State[Any]]) -> None:
         task_run.recorded = True
+        is_the_run = self.run.is_task and task_run.text == self.run_id
         for state in states:
             task_run.enter(state)
-            if self.run.is_task and task_run.text == self.run_id:
+            if is_the_run:
                 self.run.stand_for(state)
             elif state.type is StateType.RUNNING:
                 task_run.flow_run_run_count = self.flow_run.run_count
         if task_run.state is not None and task_run.state.type in FINAL:
-            self.live.pop(task_run.id, None)
+            self.live.pop(task_run.text, None)
         else:
-            self.live[task_run.id] = task_run
+            self.live[task_run.text] = task_run
 
     # --------------------------------------------------------------------------------- append, in one place
 
@@ -406,7 +409,8 @@ class LiveRun:
                     self._entered(task_run, states)
                 if not entering:
                     self._apply(bodies, answer)
-            self._publish(bodies, position)
+            if self.store.bus.has_subscribers(self.run_id):
+                self._publish(bodies, position)
             return answer
 
     def _apply(self, bodies: list[dict[str, Any]], answer: Answer | None) -> None:
@@ -436,10 +440,8 @@ class LiveRun:
             self._catch_up()
 
     def _publish(self, bodies: list[dict[str, Any]], position: int) -> None:
-        bus = self.store.bus
-        if bus.has_subscribers(self.run_id):
-            now, epoch = now_us(), self.epoch
-            bus.publish([Record(self.run_id, position, epoch, now, body["k"], body) for body in bodies])
+        now, epoch = now_us(), self.epoch
+        self.store.bus.publish([Record(self.run_id, position, epoch, now, body["k"], body) for body in bodies])
 
     def _check_process(self) -> None:
         """A child made by fork holds a copy of this object, but not the run (I12)."""

@@ -12,7 +12,6 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from .._forks import new_lock
 from .._kept import keep
@@ -41,6 +40,7 @@ from .requests import cancel, fail_expired, resume, suspend, why_not_restartable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
+    from uuid import UUID
 
     from ..flows import Flow
     from ..tasks import Task
@@ -423,7 +423,7 @@ class SyncClient(Reader):
         with self.addressed(task_run_id) as live:
             if not live.run.is_task:
                 raise ObjectNotFound(f"{live.run_id} is a flow run, not a deferred task run")
-            task_run = live.live.get(UUID(live.run_id)) or live.run.task_run(live.run_id)
+            task_run = live.live.get(live.run_id) or live.run.task_run(live.run_id)
             state.state_details.task_run_id, state.state_details.flow_run_id = task_run.id, task_run.flow_run_id
             answer = live.propose_task(task_run, [state], force=force)
         if answer.accepted and state.is_final():

@@ -158,7 +158,7 @@ class Reader:
 
     def logs_of(self, task_run_id: UUID, flow_run_id: UUID | str | None) -> Iterable[Run]:
         """The logs that hold a task run, most likely ones first; without `flow_run_id` every log may be read."""
-        first = [run_id for run_id, live in list(self.owned.items()) if task_run_id in live.live]
+        first = [run_id for run_id, live in list(self.owned.items()) if str(task_run_id) in live.live]
         if flow_run_id is None:
             try:  # a deferred run has a log of its own
                 yield self.fold_what_is_readable(str(task_run_id))[0]

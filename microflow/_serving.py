@@ -9,6 +9,9 @@ Flow runs are run in threads of the worker, not in processes of their own. What 
 is up is recorded as TimedOut and not interrupted, and a flow that ends its process ends the worker; its other runs
 are then taken over like this one. What it gives: a run begins within milliseconds, in a home in memory too.
 
+What a deferred task submits runs in threads of the worker, and beside the worker's slots, as what it calls does; it is
+kept in memory like that, with the deferred run as its parent. The worker lets the run go when all of it has ended.
+
 Known hole: a worker that is told to stop waits for what runs, also for a flow run that is paused. Such a run, like any,
 goes on elsewhere when the process is killed after all.
 """
@@ -16,10 +19,12 @@ goes on elsewhere when the process is killed after all.
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._waits import SLOT, StopSignal
+from ._submitting import RUNNER_OUTSIDE_FLOWS, TaskRunner
+from ._waits import SLOT, AsyncioWaits, StopSignal
 from .calls import Call
 from .client.deferred import carried_by
 from .context import tags
@@ -127,8 +132,9 @@ class DeferredWork:
         self._call = Call(task_run, live, None, again=begun)
 
     @contextmanager
-    def _started(self) -> Iterator[Any]:
+    def _started(self, runner: TaskRunner[Any]) -> Iterator[Any]:
         """The engine's answer, in the context that the run was deferred in."""
+        RUNNER_OUTSIDE_FLOWS.set(runner)  # in the context of this job
         given = carried_by(self._live.run)
         with tags(*given.get("context", {}).get("tags", ())):
             parameters, wait_for = given.get("parameters", {}), given.get("wait_for")
@@ -137,14 +143,19 @@ class DeferredWork:
 
     def run(self) -> State[Any] | None:
         """Run it to its end in this thread."""
-        with self._started() as state:
+        with TaskRunner.nested_runner() as runner, self._started(runner) as state:
             return self._call.task_run.state if state is None else state
 
     async def run_async(self) -> State[Any] | None:
         """Run it to its end on the loop of this thread."""
-        with self._started() as running:
-            state: State[Any] = await running
-            return state
+        runner = TaskRunner.nested_runner().__enter__()
+        try:
+            with self._started(runner) as running:
+                state: State[Any] = await running
+                return state
+        finally:
+            if not runner.is_idle():
+                await AsyncioWaits().block(runner.__exit__, *sys.exc_info())
 
     def end(self, state: State[Any]) -> State[Any] | None:
         """Record a final state, unless the run has one."""

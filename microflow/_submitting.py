@@ -12,7 +12,7 @@ Leaving a runner cancels what has not started (recorded as CANCELLED) and joins 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from enum import Enum
 from functools import cache
 from threading import Lock
@@ -125,6 +125,10 @@ class TaskRunner(ABC, Generic[F]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._started = False
+
+
+#: what runs the tasks that a run outside of all flows submits: set around deferred runs, by their worker
+RUNNER_OUTSIDE_FLOWS: ContextVar[TaskRunner[Any] | None] = ContextVar("microflow_runner_outside_flows", default=None)
 
 
 class Cancellation(str, Enum):

@@ -259,7 +259,8 @@ class Task(Definition, Generic[P, R_co]):
         self, *args: Any, return_state: bool = False, wait_for: Iterable[RunFuture[Any]] | None = None, **kwargs: Any
     ) -> Any:
         """Run the task in the flow's task runner; returns a future at once, or waits for the final state
-        with `return_state`. RuntimeError outside of a flow."""
+        with `return_state`. What a deferred task submits runs in threads of its worker. RuntimeError outside of
+        both."""
         parameters = self.bind(args, kwargs)
         future = self._runner().submit(self, parameters, wait_for)
         if return_state:
@@ -425,12 +426,17 @@ class Task(Definition, Generic[P, R_co]):
 
     def _runner(self) -> Any:
         context = FlowRunContext.get()
-        if context is None:
+        if context is not None:
+            return context.task_runner
+        from ._submitting import RUNNER_OUTSIDE_FLOWS  # loaded by now wherever there is one
+
+        runner = RUNNER_OUTSIDE_FLOWS.get()
+        if runner is None:
             raise RuntimeError(
-                f"task {self.name!r} can be submitted or mapped only while a flow runs; "
-                f"call it to run it here, or call it from a flow"
+                f"task {self.name!r} can be submitted or mapped only while a flow or a deferred task runs; "
+                f"call it to run it here, call it from a flow, or have a worker run it: {self.name}.delay(...)"
             )
-        return context.task_runner
+        return runner
 
     def __repr__(self) -> str:
         return f"<Task {self.name!r}>"

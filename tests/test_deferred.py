@@ -388,7 +388,7 @@ def test_a_deferred_map_gives_a_list_of_futures_of_deferred_runs_anywhere():
 
     check(add.map([1, 2], allow_failure(5), z=[3, 4], deferred=True))
     flow(lambda: check(add.map([1, 2], allow_failure(5), z=[3, 4], deferred=True)))()
-    with pytest.raises(RuntimeError, match="while a flow runs"):
+    with pytest.raises(RuntimeError, match="while a flow or a deferred task runs"):
         add.map([1, 2])
 
 

@@ -216,7 +216,7 @@ class TestMap:
             return add.map([1, 2]).result()
 
         assert flow(lambda: quote(outer()))().unwrap() == [2, 3]
-        with pytest.raises(RuntimeError, match="while a flow runs"):
+        with pytest.raises(RuntimeError, match="while a flow or a deferred task runs"):
             add.map([1, 2])
 
     def test_a_single_future_in_an_annotation_goes_whole_to_every_child(self):

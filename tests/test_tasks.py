@@ -84,7 +84,7 @@ class TestCalling:
     @pytest.mark.parametrize("method", ["submit", "map"])
     @pins("futures_runners", 59)
     def test_submit_and_map_need_a_running_flow(self, method):
-        with pytest.raises(RuntimeError, match="while a flow runs"):
+        with pytest.raises(RuntimeError, match="only while a flow or a deferred task runs"):
             getattr(add, method)([1])
 
     @pins("task_engine", 39)

@@ -45,6 +45,7 @@ BUDGETS = {
     "worker_wakeup": Budget(25.0, "microflow"),
     "open_log": Budget(8.0, "microflow"),
     "list_runs": Budget(1.0, "microflow"),
+    "show_run": Budget(2.0, "microflow"),
     "hash_inputs": Budget(1.0, "microflow"),
     "wheel": Budget(150.0, "microflow"),
     "lambda_cold_start": Budget(60.0, "above"),

@@ -78,11 +78,12 @@ class Ledger:
         self._half = False
 
 
-def records_of(run_id: str, lines: Iterable[Line], *, foreign: bool = False) -> list[Record]:
-    """What these lines of a run say; `foreign` leaves out those that were appended through this very ledger."""
+def records_of(run_id: str, lines: Iterable[Line], start: int = 0, *, foreign: bool = False) -> list[Record]:
+    """What these lines of a run say, those from position `start` on; `foreign` leaves out those that were appended
+    through this very ledger."""
     return [
         Record(run_id, line.position, line.epoch, line.time, body["k"], body)
         for line in lines
-        if not (line.void or (foreign and line.own))
+        if line.position >= start and not (line.void or (foreign and line.own))
         for body in line.bodies
     ]

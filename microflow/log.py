@@ -146,7 +146,7 @@ from .exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ._media import FileMedium, MemoryMedium
     from .events import Record
@@ -276,8 +276,8 @@ class Log(Ledger):
                 f"{self._medium.location} stays locked ({holder}). Continue or end the process that was stopped"
             ) from error
 
-    def _fold(self, into: list[Line] | None = None) -> int:
-        """Take what was appended since the last look; gives the end of the file."""
+    def _fold(self, take: Callable[[list[Line]], object] | None = None) -> int:
+        """Take what was appended since the last look, and hand it over piece by piece; gives the end of the file."""
         end, chain = self._medium.size(), self._chain
         if self._half or end < chain.offset:  # shorter than it was: restored from a copy
             chain = self._chain = Chain(self.run_id)
@@ -288,8 +288,8 @@ class Log(Ledger):
         while chain.offset < end:
             start = chain.offset
             lines = chain.feed(self._medium.fetch(start, min(MAXIMUM_LINE, end - start)))
-            if into is not None:
-                into += lines
+            if take is not None:
+                take(lines)
             if chain.offset == start:
                 break  # a tail without LF
         self._half = False
@@ -325,29 +325,35 @@ class Log(Ledger):
         with self._mutex:
             try:
                 self._open(writable=False)
-                lines = self._lines_from(position)
-                if lines is None:  # the bytes have changed under us: what do they say now?
+                records = self._records_from(position, foreign)
+                if records is None:  # the bytes have changed under us: what do they say now?
                     self._chain = Chain(self.run_id)
-                    lines = self._lines_from(position) or []
+                    records = self._records_from(position, foreign) or []
             except OSError as error:
                 raise self._medium.explain(error) from error
             problem = self._problem()
             if not self._chain.next_position and problem is None:
                 raise ObjectNotFound(f"run {self.run_id} was never created: {self._medium.location} has no first line")
-            return Reading(self._chain, records_of(self.run_id, lines, foreign=foreign), problem)
+            return Reading(self._chain, records, problem)
 
-    def _lines_from(self, position: int) -> list[Line] | None:
-        """The accepted lines from `position` on: the new ones by folding, those before them by their offsets.
+    def _records_from(self, position: int, foreign: bool) -> list[Record] | None:
+        """The records from `position` on: of new lines by folding, of those before them by their offsets.
 
         None if there are other bytes now at one of those offsets.
         """
-        fresh: list[Line] = []
-        self._fold(fresh)
-        stop = fresh[0].position if fresh else self._chain.next_position
+        fresh: list[Record] = []
+
+        def take(lines: list[Line]) -> None:
+            # at once, so that lines do not pile up: the collector of garbage would look through them again and again
+            fresh.extend(records_of(self.run_id, lines, position, foreign=foreign))
+
+        known = self._chain
+        stop = known.next_position
+        self._fold(take)
+        if self._chain is not known:
+            stop = 0  # folded anew from the first line
         older = self._older_lines(position, stop)
-        if older is not None and fresh:
-            older += fresh[max(0, position - stop) :]
-        return older
+        return None if older is None else records_of(self.run_id, older, foreign=foreign) + fresh
 
     def _older_lines(self, position: int, stop: int) -> list[Line] | None:
         chain, lines = self._chain, []

@@ -150,6 +150,7 @@ FLOORS: dict[str, float] = {
     "ext.vendor": 9.1,
     "ext.aws_lambda": 9.1,
     "_progress": 9,
+    "_reports": 9.1,
     "cli": 10,
     "__init__": 11,
     "__main__": 11,

@@ -181,6 +181,14 @@ class TaskHistory:
         return next((record for record in reversed(self.states) if record["k"] == "state"), None)
 
     @property
+    def completed_as(self) -> str | None:
+        """The name of its last state if that is a COMPLETED one, which readers see as it is recorded."""
+        last = self.last
+        if last is None or last["type"] != "COMPLETED":
+            return None
+        return str(last.get("name", _DEFAULT_NAMES["COMPLETED"]))
+
+    @property
     def rolled_back(self) -> bool:
         """Whether its transaction was rolled back after its last state, hooks included."""
         return bool(self.states) and self.states[-1]["k"] == "note"

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 from ._forks import new_lock
+from ._loggers import get_logger
 from ._waits import AsyncioWaits, BlockingWaits, Waits, call_later, check_not_alone, finish, slot_given_back
 from .client.fold import state_of
 from .client.objects import FINAL
@@ -135,7 +136,12 @@ class TaskRunWatch(Watch):
                 self.fire(here.state)
             return
         for live in list(self._client.owned.values()):
-            if self._key in live.live:  # it is of this process, until the flow run leaves it
+            of_this_process = live.live.get(self._key)
+            if of_this_process is not None:
+                if has_ended(of_this_process.state):  # NotReady
+                    self.fire(of_this_process.state)
+                    return
+                # it is of this process, until the flow run leaves it
                 self.keep(self._client.store.bus.subscribe_log(live.run_id, self._hear_of_own_log))
                 return
         run = next(iter(self._client.logs_of(self._id, None)), None)
@@ -342,6 +348,4 @@ def call_contained(callback: Callable[[], object], run: str, contained: type[Bas
     try:
         callback()
     except contained:
-        import logging  # only when there is something to say
-
-        logging.getLogger("microflow.task_runs").exception("a done-callback of %s raised", run)
+        get_logger("task_runs").exception("a done-callback of %s raised", run)

@@ -393,7 +393,7 @@ class TestLoadingLogging:
     def test_a_program_that_configures_logging_after_its_first_run_hears_the_next_one(self, private_home):
         out, errors = fresh("import logging; logging.basicConfig(level='INFO')", private_home)
         assert out == "False\n"
-        assert errors.count("INFO:microflow.flow_runs:Finished in state Completed()") == 1
+        assert errors.count(f"INFO:{FLOW_RUNS.name}:Finished in state Completed()") == 1
 
     def test_a_level_that_is_changed_later_counts_at_once(self, caplog):
         @flow

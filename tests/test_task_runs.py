@@ -146,6 +146,17 @@ class TestInThisProcess:
 
         assert body()[1] == "NotReady"
 
+    @either
+    def test_a_run_whose_upstream_had_failed_before_the_wait_has_come_to_its_end(self, memory, wait_for):
+        @flow
+        def body():
+            first = task(lambda: 1 / 0).submit()
+            second = task(lambda x: x).submit(first)
+            second.wait()
+            return wait_for(second.task_run_id, PATIENCE).name
+
+        assert body() == "NotReady"
+
     @pins("futures_runners", 103)
     def test_a_run_that_was_cancelled_in_the_queue_ends_the_wait(self, memory):
         held = Held()

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import microflow
 from microflow.cli import main
 from microflow.exceptions import ConfigurationError, StorageError
 from microflow.ext.vendor import check, vendor
 
 ROOT = Path(__file__).resolve().parent.parent
-NAME = "acme._vendor.flow_engine"
+NAME = "depot._vendor.engine"
 
 PROGRAM = """
 from {package} import flow, task, get_client
@@ -47,28 +48,29 @@ def run(*command: str | os.PathLike[str], cwd: Path, **environment: str) -> str:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The folder of a program that holds a copy as ``acme._vendor.flow_engine``."""
+    """The folder of a program that holds a copy as ``depot._vendor.engine``."""
     program = tmp_path / "program"
-    copy = vendor(program / "acme" / "_vendor", "flow_engine")
-    assert copy == program / "acme" / "_vendor" / "flow_engine"
-    (program / "acme" / "__init__.py").touch()
-    (program / "acme" / "_vendor" / "__init__.py").touch()
+    copy = vendor(program / "depot" / "_vendor", "engine")
+    assert copy == program / "depot" / "_vendor" / "engine"
+    (program / "depot" / "__init__.py").touch()
+    (program / "depot" / "_vendor" / "__init__.py").touch()
     (program / "squares.py").write_text(PROGRAM.format(package=NAME))
     return program
 
 
 def vendored(program: Path) -> Path:
-    return program / "acme" / "_vendor"
+    return program / "depot" / "_vendor"
 
 
 # ------------------------------------------------------------------------------------------- making and checking
 
 
 def test_a_copy_holds_every_module_but_the_examples_with_licence_and_manifest(copy):
-    folder = vendored(copy) / "flow_engine"
+    folder = vendored(copy) / "engine"
+    package = Path(microflow.__file__).parent
     originals = {
-        path.relative_to(ROOT / "microflow").as_posix()
-        for path in (ROOT / "microflow").rglob("*")
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*")
         if path.suffix in (".py", ".typed") and "examples" not in path.parts
     }
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -81,18 +83,18 @@ def test_a_copy_holds_every_module_but_the_examples_with_licence_and_manifest(co
 
 def test_two_copies_of_one_version_are_equal_byte_by_byte(copy, tmp_path):
     other = vendor(tmp_path / "other", "engine")
-    for path in (vendored(copy) / "flow_engine").rglob("*"):
+    for path in (vendored(copy) / "engine").rglob("*"):
         if path.is_file():
-            assert (other / path.relative_to(vendored(copy) / "flow_engine")).read_bytes() == path.read_bytes()
+            assert (other / path.relative_to(vendored(copy) / "engine")).read_bytes() == path.read_bytes()
 
 
 def test_an_unchanged_copy_passes_and_each_kind_of_change_is_named(copy):
-    folder = vendored(copy) / "flow_engine"
-    assert check(vendored(copy), "flow_engine") == []
+    folder = vendored(copy) / "engine"
+    assert check(vendored(copy), "engine") == []
     (folder / "states.py").write_text("# edited\n")
     (folder / "events.py").unlink()
     (folder / "more.py").touch()
-    assert check(vendored(copy), "flow_engine") == [
+    assert check(vendored(copy), "engine") == [
         "events.py is missing",
         "more.py is not part of the package",
         "states.py was changed",
@@ -101,18 +103,18 @@ def test_an_unchanged_copy_passes_and_each_kind_of_change_is_named(copy):
 
 def test_bytecode_of_a_copy_that_was_used_is_no_change(copy):
     run(sys.executable, "squares.py", cwd=copy)
-    assert list((vendored(copy) / "flow_engine").rglob("*.pyc"))
-    assert check(vendored(copy), "flow_engine") == []
+    assert list((vendored(copy) / "engine").rglob("*.pyc"))
+    assert check(vendored(copy), "engine") == []
 
 
 def test_an_unchanged_copy_is_replaced_and_an_edited_one_is_not(copy):
     folder = vendored(copy)
-    vendor(folder, "flow_engine")
-    (folder / "flow_engine" / "states.py").write_text("# edited\n")
+    vendor(folder, "engine")
+    (folder / "engine" / "states.py").write_text("# edited\n")
     with pytest.raises(ConfigurationError, match=r"states\.py was changed"):
-        vendor(folder, "flow_engine")
-    assert (folder / "flow_engine" / "states.py").read_text() == "# edited\n"
-    assert sorted(path.name for path in folder.iterdir()) == ["__init__.py", "flow_engine"]
+        vendor(folder, "engine")
+    assert (folder / "engine" / "states.py").read_text() == "# edited\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["__init__.py", "engine"]
 
 
 def test_what_is_no_copy_is_not_replaced(tmp_path):
@@ -122,8 +124,8 @@ def test_what_is_no_copy_is_not_replaced(tmp_path):
 
 
 def test_a_manifest_that_is_no_manifest_is_a_problem_and_no_traceback(copy):
-    (vendored(copy) / "flow_engine" / "MANIFEST.json").write_text("[]")
-    assert "cannot be read" in check(vendored(copy), "flow_engine")[0]
+    (vendored(copy) / "engine" / "MANIFEST.json").write_text("[]")
+    assert "cannot be read" in check(vendored(copy), "engine")[0]
 
 
 @pytest.mark.parametrize("name", ["../engine", "a.b", "class", "", "9lives"])
@@ -174,9 +176,9 @@ def test_a_run_of_one_copy_is_shown_and_resumed_by_another(copy, tmp_path):
     vendor(vendored(copy), "second")
     code = f"import squares\nfrom {NAME} import get_client\nsquares.squares()\n"
     run(sys.executable, "-c", code, cwd=copy)
-    (report,) = json.loads(run(sys.executable, "-m", "acme._vendor.second", "ls", "--json", cwd=copy))
+    (report,) = json.loads(run(sys.executable, "-m", "depot._vendor.second", "ls", "--json", cwd=copy))
     shown = json.loads(
-        run(sys.executable, "-m", "acme._vendor.second", "show", report["id"], "--json", cwd=copy)
+        run(sys.executable, "-m", "depot._vendor.second", "show", report["id"], "--json", cwd=copy)
     )
     assert shown["result"] == 14
     original = json.loads(run(sys.executable, "-m", "microflow", "show", report["id"], "--json", cwd=ROOT))
@@ -187,9 +189,9 @@ def test_two_copies_in_one_process_do_not_disturb_each_other(copy):
     """Contexts, loggers and registries are each copy's own: a flow of the one is no parent of the other's."""
     vendor(vendored(copy), "second")
     (copy / "both.py").write_text(
-        "from acme._vendor import flow_engine as a, second as b\n"
-        "from acme._vendor.flow_engine.context import FlowRunContext as A\n"
-        "from acme._vendor.second.context import FlowRunContext as B\n"
+        "from depot._vendor import engine as a, second as b\n"
+        "from depot._vendor.engine.context import FlowRunContext as A\n"
+        "from depot._vendor.second.context import FlowRunContext as B\n"
         "@b.flow\n"
         "def inner():\n"
         "    return A.get() is not None, B.get().flow_run.parent_task_run_id\n"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from .._loggers import get_logger
 from ..exceptions import FlowRunWaitTimeout
 from .news import News
 
@@ -54,8 +55,6 @@ def _will_be_taken_over(live: LiveRun, client: SyncClient) -> bool:
 
 
 def _log_states(run_id: str, states: Sequence[object], seen: int) -> int:
-    import logging  # only for those who want to see the states
-
     for state in states[seen:]:
-        logging.getLogger("microflow.flow_runs").info("Flow run %s is in state %s", run_id, state)
+        get_logger("flow_runs").info("Flow run %s is in state %s", run_id, state)
     return len(states)

@@ -28,13 +28,13 @@ from ._envelope import (
     join,
     names_of_main,
     pack_error,
-    resolver_of_worker,
     split,
 )
 from ._prints import effective_log_prints
 from ._tagged_json import NotEncodable
 from ._waits import BlockingWaits, finish, run_coroutine
 from .context import ContextModel, FlowRunContext, hydrated_context
+from .entrypoints import resolver_through
 from .exceptions import ConfigurationError, MissingFlowError, SerializationError
 from .serializers import pack, unpack
 from .states import State, return_value_to_state
@@ -84,7 +84,7 @@ class _Attempt:
     def __init__(self, header: dict[str, Any], blobs: list[bytes], emit: Emit | None) -> None:
         self.header = header
         self.blobs = iter(blobs)
-        self.resolve = resolver_of_worker(header["main"])
+        self.resolve = resolver_through(header["main"])
         self.logs: list[dict[str, Any]] = []
         self.emit = emit if emit is not None else self.logs.append
         self.live: LiveRun | None = None
@@ -153,7 +153,7 @@ class _Attempt:
             return load_definition(described, self._value(form, "the task's function"))
         place = described["entrypoint"].rpartition(":")[0]
         try:
-            with _Importing(place):
+            with Importing(place):
                 return load_definition(described)
         except MissingFlowError as problem:
             raise MissingFlowError(
@@ -170,7 +170,7 @@ class _Attempt:
         if place != (self.header["task"][0]["entrypoint"] or "").rpartition(":")[0]:
             return None
         try:
-            with _Importing(place):
+            with Importing(place):
                 return load_definition(described)
         except MissingFlowError:  # defined below `if __name__ == "__main__":`; a task hardly needs more than its name
             return None
@@ -198,7 +198,7 @@ def _is_failure(value: Any) -> bool:
     return not (value if isinstance(value, State) else return_value_to_state(value)).is_completed()
 
 
-class _Importing(FlowRunContext):
+class Importing(FlowRunContext):
     """Current while a worker imports the module of a task: no flow or task may run then.
 
     A script without ``if __name__ == "__main__":`` around what starts its flow would start it again in every

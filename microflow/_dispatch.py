@@ -22,7 +22,6 @@ from ._carried import checked_news, files_of, history_of, parts
 from ._containers import contains_special
 from ._envelope import (
     ORIGIN,
-    here,
     join,
     pack_argument,
     pack_task,
@@ -44,6 +43,7 @@ from ._processes import (
 from ._task_lifecycle import TaskRunTimeoutError
 from ._waits import Outcome
 from .context import serialize_context
+from .entrypoints import describe_main
 from .exceptions import AttemptCancelled, SerializationError, WorkerLost, describe
 from .serializers import unpack
 from .states import Cancelled, State
@@ -171,7 +171,7 @@ class DispatchingTaskRunEngine(SyncTaskRunEngine[R]):
             "origin": ORIGIN,
             "task": [described, None if fn is None else fn[0]],
             "parameters": [[name, form] for name, (form, _) in arguments.items()],
-            "main": here(),
+            "main": describe_main(),
             "context": serialize_context(),
             "calls": self._calls_made,
             "history": {"records": records, "dropped": dropped, "files": list(files)},

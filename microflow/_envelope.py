@@ -31,9 +31,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ._carried import describe_definition, why_not_findable
-from ._modules import module_name
 from ._tagged_json import NotEncodable, import_resolver
-from .entrypoints import load_entrypoint, main_place
+from .entrypoints import MAIN
 from .exceptions import NotTransferable, SerializationError
 from .serializers import describe_exception, pack, restore_exception, unpack
 
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 #: this process among all that may send or receive
 ORIGIN = f"{os.getpid()}-{os.urandom(8).hex()}"
 
-MAIN = frozenset({"__main__", "__mp_main__"})
 _dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -144,25 +142,9 @@ def unpack_error(form: str, data: bytes, resolve: Resolver) -> BaseException:
 # ------------------------------------------------------------------------------------------------------ classes
 
 
-def here() -> dict[str, Any]:
-    """What the main program is called in this process, for the header's ``main``."""
-    return {"names": sorted({*MAIN, module_name("__main__")}), "place": main_place()}
-
-
-def resolver_of_worker(main: dict[str, Any]) -> Resolver:
-    """Finds classes in a worker: those of the sender's main program in the module that it is loaded as here."""
-
-    def resolve(module: str, qualname: str) -> Any:
-        if module in main["names"] and main["place"] is not None:
-            return load_entrypoint(f"{main['place']}:{qualname}")
-        return import_resolver(module, qualname)
-
-    return resolve
-
-
 def resolver_of_owner(names: Iterable[str]) -> Resolver:
     """Finds classes in the owner: those of its own main program whatever it was called in the worker."""
-    of_main = MAIN.union(names)
+    of_main = {*MAIN, *names}
 
     def resolve(module: str, qualname: str) -> Any:
         return import_resolver("__main__" if module in of_main else module, qualname)

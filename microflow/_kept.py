@@ -150,12 +150,13 @@ class KeptResult(Value[Any]):
             return self._entry["json"]
         return json.loads(self._store.get_result(self._run_id, self._entry["file"], self._entry["size"]))
 
-    def load(self) -> Any:
+    def load(self, resolve: Callable[[str, str], Any] = import_resolver) -> Any:
         """The value. MissingResult when its file is gone or damaged; SerializationError when it cannot be
-        rebuilt here. Pickles are opened, and modules that a value names imported, only when nobody else
+        rebuilt here. Pickles are opened, and modules that a value names imported (`resolve`), only when nobody else
         can have written the store."""
         entry, private = self._entry, self._store.private
-        resolve: Callable[[str, str], Any] = import_resolver if private else default_resolver
+        if not private:
+            resolve = default_resolver
         if "json" in entry:
             data, form = _dumps(entry["json"]).encode("ascii"), "json"
         elif "pickle" in entry:

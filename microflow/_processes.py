@@ -42,7 +42,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ._attempt import flush, run_envelope
 from ._captured_logs import forget_inherited_handlers
-from ._envelope import here, join, pack_error, resolver_of_worker, split
+from ._envelope import join, pack_error, split
+from .entrypoints import describe_main, resolver_through
 from .exceptions import NotTransferable, SerializationError, WorkerLost
 from .serializers import pack, unpack
 
@@ -121,12 +122,12 @@ def pack_initializer(fn: Callable[..., object] | None, args: tuple[Any, ...]) ->
         arguments_form, arguments = pack(args)
     except SerializationError as problem:
         raise NotTransferable(f"the initializer cannot be sent to worker processes: {problem}") from problem
-    return join({"forms": [form, arguments_form], "main": here()}, [data, arguments])
+    return join({"forms": [form, arguments_form], "main": describe_main()}, [data, arguments])
 
 
 def _initializer(packed: bytes) -> Callable[[], object]:
     header, blobs = split(packed)
-    resolve = resolver_of_worker(header["main"])
+    resolve = resolver_through(header["main"])
     fn, args = (
         unpack(form, blob, allow_pickle=True, resolve=resolve)
         for form, blob in zip(header["forms"], blobs, strict=True)

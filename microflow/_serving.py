@@ -135,11 +135,20 @@ class DeferredWork:
     def _started(self, runner: TaskRunner[Any]) -> Iterator[Any]:
         """The engine's answer, in the context that the run was deferred in."""
         RUNNER_OUTSIDE_FLOWS.set(runner)  # in the context of this job
-        given = carried_by(self._live.run)
+        given = self._given()
         with tags(*given.get("context", {}).get("tags", ())):
             parameters, wait_for = given.get("parameters", {}), given.get("wait_for")
             retries = _retries_of(self._live.run)
             yield run_call(self._call, self.task, parameters, wait_for, self._leaving, retries)
+
+    def _given(self) -> dict[str, Any]:
+        main = self._live.run.header.get("main")
+        if main is None:
+            return carried_by(self._live.run)
+        from ._attempt import Importing  # only for arguments whose classes stand in the program that deferred the run
+
+        with Importing(str(main["place"])):
+            return carried_by(self._live.run)
 
     def run(self) -> State[Any] | None:
         """Run it to its end in this thread."""

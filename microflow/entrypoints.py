@@ -23,12 +23,15 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .exceptions import MissingFlowError, ScriptError
+from ._modules import module_name
+from ._tagged_json import import_resolver
+from .exceptions import MicroflowException, MissingFlowError, ScriptError, SerializationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
-_MAIN = ("__main__", "__mp_main__")  # the second is the script's name in processes that multiprocessing spawned
+MAIN = ("__main__", "__mp_main__")  # the second is the script's name in processes that multiprocessing spawned
 
 _Stamp = tuple[int, int]  # when a file was changed, in ns, and its size
 _scripts: dict[str, tuple[_Stamp, Any]] = {}  # absolute path -> the stamp at which it was loaded, the module
@@ -184,7 +187,7 @@ def _module_name(path: str) -> str:
     """The script's stem, or a name made from its path when the stem means another module."""
     stem = os.path.splitext(os.path.basename(path))[0]
     taken = sys.modules.get(stem)
-    if stem in sys.stdlib_module_names or stem in _MAIN or (taken is not None and not _is_file_of(taken, path)):
+    if stem in sys.stdlib_module_names or stem in MAIN or (taken is not None and not _is_file_of(taken, path)):
         import zlib  # rarely needed
 
         return f"{stem}_{zlib.crc32(os.fsencode(path)):08x}"
@@ -250,10 +253,10 @@ def why_not_importable(fn: Any) -> str | None:
     if instance is not None and not isinstance(instance, (type, type(sys))):
         return f"it is a method bound to a {type(instance).__name__} object"
     source = getattr(getattr(fn, "__code__", None), "co_filename", "")
-    if module in _MAIN and source.startswith("<"):
+    if module in MAIN and source.startswith("<"):
         return "it was typed into a session, a notebook or the command line"
     if _place_of(module) is None:
-        if module in _MAIN:
+        if module in MAIN:
             return "the main program is no file (a session, a notebook, -c or standard input)"
         return f"its module {module} is not in sys.modules"
     return None
@@ -271,12 +274,35 @@ def _place_of(module: str) -> str | None:
     found = sys.modules.get(module)
     if found is None:
         return None
-    if module not in _MAIN:
+    if module not in MAIN:
         return module
     spec = getattr(found, "__spec__", None)
-    if spec is not None and spec.name not in _MAIN:
+    if spec is not None and spec.name not in MAIN:
         return str(spec.name)  # python -m: by its name, so that its relative imports work
     file = getattr(found, "__file__", None)
     if not isinstance(file, str) or not os.path.isfile(file):
         return None
     return os.path.abspath(file)
+
+
+# ------------------------------------------------------------------------------------------ the main program's classes
+
+
+def describe_main() -> dict[str, Any]:
+    """What the main program is called in this process and where it is, for :func:`resolver_through`."""
+    return {"names": sorted({*MAIN, module_name("__main__")}), "place": main_place()}
+
+
+def resolver_through(main: dict[str, Any]) -> Callable[[str, str], Any]:
+    """Finds classes by module and name; those of a main program of another process in the module that it is loaded as
+    here. SerializationError when there is none."""
+
+    def resolve(module: str, qualname: str) -> Any:
+        if module not in main["names"] or main["place"] is None:
+            return import_resolver(module, qualname)
+        try:
+            return load_entrypoint(f"{main['place']}:{qualname}")
+        except MicroflowException as problem:
+            raise SerializationError(f"{module}:{qualname} is not found here: {problem}") from problem
+
+    return resolve

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ._modules import module_name
 from ._stored_exceptions import OriginalTraceback, RestoredError, describe, restore, same_text, text_of
 from ._tagged_json import (
     NotEncodable,
@@ -120,6 +122,12 @@ def _prove(value: Any, data: bytes) -> None:
         raise SerializationError(f"the exception would come back as {text_of(copy)!r}")
 
 
+def in_main_program(module: str, qualname: str) -> Any:
+    """Stands in pickles for the classes and functions of the program that wrote them. A pickle would name them
+    ``__main__``, which is another program where it is opened."""
+    return import_resolver(module, qualname)
+
+
 @lru_cache(maxsize=1)
 def _pickle_classes() -> tuple[Any, Any]:
     import pickle  # costs 4 ms and is rarely needed
@@ -130,13 +138,18 @@ def _pickle_classes() -> tuple[Any, Any]:
         def reducer_override(self, value: Any) -> Any:
             if isinstance(value, BaseException):
                 self.saw_exception = True
+            elif isinstance(value, (type, FunctionType)) and value.__module__ == "__main__":
+                name = module_name("__main__")
+                if name != "__main__":
+                    return in_main_program, (name, value.__qualname__)
             return NotImplemented
 
     class Unpickler(pickle.Unpickler):
         resolve: Resolver | None = None
 
         def find_class(self, module: str, name: str) -> Any:
-            return super().find_class(module, name) if self.resolve is None else self.resolve(module, name)
+            resolve = self.resolve or super().find_class
+            return resolve if (module, name) == (__name__, in_main_program.__name__) else resolve(module, name)
 
     return Pickler, Unpickler
 

@@ -31,6 +31,11 @@ def total(*values: Any, **named: Any) -> Any:
 
 
 @task
+def parts_of(thing: Any) -> Any:
+    return (thing[0] if isinstance(thing, list) else thing).value, thing
+
+
+@task
 def fail(words: str = "no") -> None:
     raise ValueError(words)
 

@@ -23,12 +23,12 @@ from microflow._envelope import (
     pack_error,
     pack_task,
     resolver_of_owner,
-    resolver_of_worker,
     split,
     unpack_error,
 )
 from microflow._waits import finish
 from microflow.calls import new_call
+from microflow.entrypoints import resolver_through
 from microflow.exceptions import CrashedRun, NotTransferable, SerializationError
 from microflow.states import Completed
 from tests import remote_tasks as remote
@@ -207,7 +207,7 @@ class TestValues:
                 assert owner(name, "marked_for_a_test") is __main__.marked_for_a_test  # type: ignore[attr-defined]
         finally:
             del __main__.marked_for_a_test  # type: ignore[attr-defined]
-        worker = resolver_of_worker({"names": ["__main__", "script"], "place": "tests.remote_tasks"})
+        worker = resolver_through({"names": ["__main__", "script"], "place": "tests.remote_tasks"})
         assert worker("script", "Point") is remote.Point
         assert worker("__main__", "Point") is remote.Point
         assert worker("tests.remote_tasks", "Plain") is remote.Plain

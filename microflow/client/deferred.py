@@ -5,8 +5,9 @@ A deferred run has a log of its own, whose id is the task run's; the records of 
 task run. Its header names a task where that of a flow run names a flow::
 
     run      ``name`` ``task`` (its key) ``entrypoint`` ``tags`` ``policy`` ``parent_task`` ``parent_flow`` ``cwd``
-             ``arguments`` {parameter: kept value}, ``wait_for`` (a kept value) and ``context`` (``tags``), each
-             only if there is something to say
+             ``arguments`` {parameter: kept value}, ``wait_for`` (a kept value), ``context`` (``tags``) and ``main``
+             (of the program whose classes are among the arguments: names and place), each only if there is something
+             to say
 
 Arguments are carried one by one, as results are kept: JSON first, then a pickle, which is opened again only if nobody
 else can have written the store; over 16 KiB in a file. What cannot be carried is refused before anything is
@@ -22,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._arguments import allow_failure, opaque, quote, unmapped
 from .._kept import INLINE_LIMIT, KeptResult
-from .._tagged_json import add_tag
+from .._modules import module_name
+from .._tagged_json import add_tag, import_resolver
+from ..entrypoints import describe_main, resolver_through
 from ..exceptions import ObjectNotFound, SerializationError
 from ..log import FORMAT, FORMAT_VERSION
-from ..serializers import pack
+from ..serializers import in_main_program, pack
 from .fold import state_record, task_record
 
 if TYPE_CHECKING:
@@ -67,10 +70,29 @@ def first_line(
     # everything is turned into bytes before the first file is written
     packed = {name: _packed(value, f"argument {name!r}", task_run) for name, value in arguments.items()}
     waited = _packed(carried["wait_for"], "wait_for", task_run) if "wait_for" in carried else None
+    of_main = [name for name, (_, data) in [*packed.items(), ("wait_for", waited or ("", b""))] if _is_of_main(data)]
+    if of_main:
+        optional["main"] = _main_program(of_main[0], task_run)
     optional["arguments"] = {name: _entry(form, data, run_id, store) for name, (form, data) in packed.items()}
     optional["wait_for"] = waited and _entry(*waited, run_id, store)
     header.update({name: value for name, value in optional.items() if value})
     return [header, task_record(task_run, source), state_record(state, run_id, None)]
+
+
+def _is_of_main(data: bytes) -> bool:
+    """Whether a packed value may need the main program of this process to be made again."""
+    name = module_name("__main__").encode()
+    return b'"%s:' % name in data or in_main_program.__name__.encode() in data or b"\x8c\x08__main__" in data
+
+
+def _main_program(argument: str, task_run: TaskRun) -> dict[str, Any]:
+    main = describe_main()
+    if main["place"] is None:
+        raise SerializationError(
+            f"argument {argument!r} of a deferred run of task {task_run.name!r} cannot be carried to another process: "
+            f"its class is defined in a program that is no file. Define it in a module, so that workers can import it."
+        )
+    return main
 
 
 def _packed(value: Any, what: str, task_run: TaskRun) -> tuple[str, bytes]:
@@ -96,12 +118,13 @@ def carried_by(run: Run) -> dict[str, Any]:
     if not run.is_task:
         raise ObjectNotFound(f"{run.run_id} is a flow run, not a deferred task run")
     header, given = run.header, {}
+    resolve = resolver_through(header["main"]) if "main" in header else import_resolver
     if "arguments" in header:
         given["parameters"] = {
-            name: KeptResult(entry, run.run_id, run.store).load() for name, entry in header["arguments"].items()
+            name: KeptResult(entry, run.run_id, run.store).load(resolve) for name, entry in header["arguments"].items()
         }
     if "wait_for" in header:
-        given["wait_for"] = KeptResult(header["wait_for"], run.run_id, run.store).load()
+        given["wait_for"] = KeptResult(header["wait_for"], run.run_id, run.store).load(resolve)
     if "context" in header:
         given["context"] = header["context"]
     return given

@@ -29,6 +29,7 @@ INLINE_LIMIT = 16 * 1024
 KEEP_LIMIT = 1024 * 1024
 
 _PLAIN = frozenset({bool, type(None)})
+_ATOMS = frozenset({bool, int, float, str})
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _warned: set[str] = set()
 
@@ -154,7 +155,10 @@ class KeptResult(Value[Any]):
         """The value. MissingResult when its file is gone or damaged; SerializationError when it cannot be
         rebuilt here. Pickles are opened, and modules that a value names imported (`resolve`), only when nobody else
         can have written the store."""
-        entry, private = self._entry, self._store.private
+        entry = self._entry
+        if type(entry.get("json")) in _ATOMS:
+            return entry["json"]  # as it stands: it names nothing, and nobody can change it
+        private = self._store.private
         if not private:
             resolve = default_resolver
         if "json" in entry:

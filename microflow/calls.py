@@ -111,14 +111,12 @@ def new_call(
     else:
         ended, again = earlier_end(live, run_id, task.name, task.source_digest)
     if ended is not None or again:
-        task_run = live.run.task_run(str(run_id))
-        if ended is not None:
-            task_run.state = ended
-            if task._asset_deps or task.assets or flow_context.task_run_assets:
-                from ._assets import AssetContext  # only runs that have to do with assets
+        task_run = live.run.task_run(str(run_id), id=run_id, ended=ended)
+        if ended is not None and (task._asset_deps or task.assets or flow_context.task_run_assets):
+            from ._assets import AssetContext  # only runs that have to do with assets
 
-                # what flows into the runs after it is as it was; nothing is noted again
-                AssetContext.from_task_and_inputs(task, run_id, inputs)
+            # what flows into the runs after it is as it was; nothing is noted again
+            AssetContext.from_task_and_inputs(task, run_id, inputs)
         return Call(task_run, live, flow_context, ended, again, waits)
     task_run = _new_task_run(task, run_id, f"{task.name}-{run_id.hex[:3]}", flow_run, inputs)
     return Call(task_run, live, flow_context, waits=waits)
@@ -271,11 +269,11 @@ def earlier_end(
     if history is None:
         return None, False
     last = history.last
-    if last is None or last["type"] not in ("COMPLETED", "FAILED") or str(run_id) in live.run.dropped:
+    if last is None or last["type"] not in ("COMPLETED", "FAILED") or history.created["run"] in live.run.dropped:
         return None, True
     if history.rolled_back:  # what it did outside was undone: its value alone is half of it
         return None, True
-    state = live.run.task_states(str(run_id))[-1]
+    state = live.run.task_state(last, run_id, history.name)
     if state.data is None and not state.state_details.returned_state:
         return None, True
     try:

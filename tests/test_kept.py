@@ -311,3 +311,16 @@ def test_a_value_whose_class_is_gone_is_a_serialization_error(store):
     gone = json.loads(json.dumps(entry).replace("Point", "Vanished"))
     with pytest.raises(SerializationError):
         KeptResult(gone, RUN, store).load()
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "text"])
+def test_a_number_or_text_is_handed_back_without_a_look_at_the_store(value):
+    """It names no module and holds no pickle, so nobody asks who could have written it."""
+
+    class Unasked(MemoryStore):
+        @property
+        def private(self) -> bool:
+            raise AssertionError("the store was asked")
+
+    result = KeptResult({"json": value}, RUN, Unasked())
+    assert (result.load(), type(result.load())) == (value, type(value))

@@ -67,11 +67,12 @@ class _Arrivals:
         # until it has arrived, so that a step looks at few futures, however many are left.
         self._candidates = deque(futures)
         self._hope: RunFuture[Any] | None = None
+        arrive = self._arrive  # bound once
         for future in futures:
             if future._final_state is not None:
                 self._arrived.append(future)
             else:
-                future.add_done_callback(self._arrive)
+                future.add_done_callback(arrive)
 
     def _arrive(self, future: RunFuture[Any]) -> None:
         with self._condition:

@@ -83,6 +83,29 @@ class TaskRunFuture(RunFuture[R]):
     """A handle on the outcome of a task run."""
 
 
+class _DoneCallback:
+    """A callback of a future, hung on the one that it wraps. One object and no closure: 100,000 may be waited for, and
+    what the garbage collector has to look at is what such a wait costs."""
+
+    __slots__ = ("_fn", "_future")
+
+    def __init__(self, future: TaskRunFuture[Any], fn: Callable[[Any], object]) -> None:
+        self._future = future
+        self._fn = fn
+
+    def __call__(self, _: object) -> None:
+        # not even an interrupt may get out where a run ends: it would keep those who wait from being called, and they
+        # would wait for ever (I7)
+        self.call(BaseException)
+
+    def call(self, contained: type[BaseException]) -> None:
+        """Call it; what it raises is logged, if it is `contained`."""
+        try:
+            self._fn(self._future)
+        except contained:
+            get_logger("futures").exception("a done-callback of task run %s raised", self._future._task_run_id)
+
+
 class WrappedFuture(TaskRunFuture[R]):
     """A future that stands for another future object."""
 
@@ -97,19 +120,11 @@ class WrappedFuture(TaskRunFuture[R]):
 
     def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
         """Call `fn` with this future once the wrapped one is done."""
-
-        def call(_: object, contained: type[BaseException] = BaseException) -> None:
-            try:
-                fn(self)
-            # not even an interrupt may get out where a run ends: it would keep those who wait from being
-            # called, and they would wait for ever (I7)
-            except contained:
-                get_logger("futures").exception("a done-callback of task run %s raised", self._task_run_id)
-
+        callback = _DoneCallback(self, fn)
         if self._final_state is not None:
-            call(None, Exception)
+            callback.call(Exception)
         else:
-            self._wrapped_future.add_done_callback(call)
+            self._wrapped_future.add_done_callback(callback)
 
 
 class ConcurrentFuture(WrappedFuture[R]):

@@ -6,6 +6,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import gc
+import itertools
+import sys
 import threading
 from collections import OrderedDict
 from typing import Any, NamedTuple
@@ -468,6 +471,56 @@ class TestManyFutures:
         futures = [self.Counting(like) for _ in range(self.MANY)]
         assert len(consume(futures)) == self.MANY
         assert self.Counting.steps <= 12 * self.MANY
+
+    @staticmethod
+    def lines(consume: Any, order: Any, many: int) -> int:
+        """How many lines are executed, in both threads, while that many futures are waited for and end."""
+        counted, registered = itertools.count(), threading.Event()
+
+        class Last(ConcurrentFuture[Any]):
+            def add_done_callback(self, fn: Any) -> None:
+                super().add_done_callback(fn)
+                registered.set()
+
+        futures = [open_future() for _ in range(many - 1)]
+        futures.append(Last(uuid4(), concurrent.futures.Future()))
+
+        def trace(frame: Any, event: str, argument: Any) -> Any:
+            if event == "line":
+                next(counted)
+            return trace
+
+        def end_all() -> None:
+            assert registered.wait(PATIENCE)
+            sys.settrace(trace)
+            for future in order(futures):
+                end(future, 1)
+
+        ending = threading.Thread(target=end_all)
+        ending.start()
+        sys.settrace(trace)
+        try:
+            assert len(set(consume(futures))) == many
+        finally:
+            sys.settrace(None)
+            ending.join()
+        return next(counted)
+
+    @pytest.mark.parametrize("order", [list, reversed], ids=["first to last", "last to first"])
+    @pytest.mark.parametrize("consume", [as_completed, lambda many: wait(many).done], ids=["as_completed", "wait"])
+    @pytest.mark.parametrize("in_task", [False, True], ids=["main thread", "task"])
+    def test_pending_futures_take_linear_work(self, consume, order, in_task):
+        count, given = task(self.lines), (consume, order, 8000)
+        executed = flow(lambda: count.submit(*given).result())() if in_task else count.fn(*given)
+        assert executed <= 200 * 8000
+
+    def test_a_pending_future_that_is_waited_for_adds_little_for_the_garbage_collector(self):
+        """What it has to look at made 100,000 futures cost twice as much each as 10,000."""
+        futures = [open_future() for _ in range(1000)]
+        before = len(gc.get_objects())
+        assert wait(futures, timeout=0).not_done == set(futures)
+        added = len(gc.get_objects()) - before
+        assert added <= 2 * len(futures)
 
 
 class TestFutureList:

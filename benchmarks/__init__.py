@@ -53,14 +53,22 @@ BUDGETS = {
 
 
 def compare(
-    ours: Callable[[], float], floor: Callable[[], float], *, what: str, beside: str, unit: str, smoke: bool
+    ours: Callable[[], float],
+    floor: Callable[[], float],
+    *,
+    what: str,
+    beside: str,
+    unit: str,
+    smoke: bool,
+    profiled: tuple[Callable[[], object], int] | None = None,
 ) -> dict[str, Any]:
     """Measure both in turns and return what one JSON line says; with ``smoke`` a single run proves that it works.
-    ``above`` is the median of the differences."""
+    ``above`` is the median of the differences.
+    `profiled` says what to run, after that, to see where the time goes, and for how many things."""
     runs = [(ours(), floor()) for _ in range(1 if smoke else RUNS)]
     mine, least = ([run[side] for run in runs] for side in (0, 1))
     median, floor_median = statistics.median(mine), statistics.median(least)
-    return {
+    measured = {
         "what": what,
         "beside": beside,
         "unit": unit,
@@ -72,6 +80,11 @@ def compare(
         "above": round(statistics.median(our - its for our, its in runs), 3),
         "runs": len(runs),
     }
+    if profiled is not None and not smoke:
+        from .profiles import profile  # imports this module
+
+        measured["profile"] = profile(*profiled)
+    return measured
 
 
 @contextmanager

@@ -39,4 +39,5 @@ def measure(smoke: bool) -> dict[str, Any]:
             beside="one JSON line and one os.write",
             unit="us",
             smoke=smoke,
+            profiled=(lambda: asyncio.run(await_often(count)), count),
         )

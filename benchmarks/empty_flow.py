@@ -53,4 +53,5 @@ def measure(smoke: bool) -> dict[str, Any]:
             beside="a new file and three JSON lines",
             unit="us",
             smoke=smoke,
+            profiled=(lambda: run_often(count), count),
         )

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import venv
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import ROOT
 
@@ -50,12 +50,23 @@ def figures_of(peer: str) -> dict[str, float]:
     return {name: round(statistics.median(each[name] for each in rounds), 1) for name in rounds[0]}
 
 
-def measure() -> dict[str, dict[str, float]]:
-    """Peer -> its figures; a peer that is not installed is named on standard error."""
+def version_of(peer: str) -> str:
+    """The version that is installed."""
+    code = f"from importlib.metadata import version; print(version({peer!r}))"
+    return subprocess.run([python_of(peer), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def measure() -> dict[str, dict[str, Any]]:
+    """Peer -> its ``version`` and ``figures``. One that is not installed, or fails, is named on standard error and left
+    out: a figure from another day or machine says nothing beside ours."""
     measured = {}
     for peer in REQUIREMENTS:
-        if python_of(peer).exists():
-            measured[peer] = figures_of(peer)
-        else:
+        if not python_of(peer).exists():
             print(f"{peer} is not installed; run: python -m benchmarks peers --install", file=sys.stderr)
+            continue
+        try:
+            measured[peer] = {"version": version_of(peer), "figures": figures_of(peer)}
+        except subprocess.SubprocessError as problem:
+            said = getattr(problem, "stderr", None) or ""
+            print(f"{peer} is left out: {problem}\n{said}", file=sys.stderr)
     return measured

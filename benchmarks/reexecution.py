@@ -78,6 +78,7 @@ def measure(smoke: bool) -> dict[str, Any]:
     """Microseconds a call."""
     count = 20 if smoke else 10_000
     with home_on_disk():
+        ended = "" if smoke else stopped_run(count)
         return compare(
             lambda: hand_back(count),
             lambda: read_lines(count),
@@ -85,4 +86,5 @@ def measure(smoke: bool) -> dict[str, Any]:
             beside="json.loads of a line",
             unit="us",
             smoke=smoke,
+            profiled=(lambda: rerun(counted, ended, force=True), count),
         )

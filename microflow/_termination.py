@@ -10,6 +10,8 @@ whoever sent it expects.
 On an event loop an exception out of a signal handler would fall into whatever runs at that moment. There the flow's
 asyncio task is cancelled instead, and the cancellation that comes out of the body is taken for the signal.
 
+Who handles SIGTERM in a way of his own among our modules (``ext.aws_lambda`` suspends the run) is left alone.
+
 Known hole: a program that handles SIGTERM by ``loop.add_signal_handler`` or in C is left as it is.
 """
 
@@ -26,6 +28,7 @@ from .exceptions import TerminationSignal
 if TYPE_CHECKING:
     from types import FrameType
 
+_OURS = __name__.rpartition(".")[0] + "."
 _armed: Termination | None = None  # the main thread's own
 
 
@@ -44,7 +47,8 @@ class Termination:
         if _armed is not None or threading.current_thread() is not threading.main_thread():
             return self
         previous = signal.getsignal(signal.SIGTERM)
-        if previous is None or previous is signal.SIG_IGN or getattr(previous, "__module__", "").startswith("asyncio"):
+        knows_better = str(getattr(previous, "__module__", "")).startswith(("asyncio", _OURS))
+        if previous is None or previous is signal.SIG_IGN or knows_better:
             return self
         if self._isasync:
             self._task = current_asyncio_task()

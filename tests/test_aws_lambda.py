@@ -46,6 +46,20 @@ def work(n: int = 3, seconds: float = 0.0, fail: bool = False, ask: bool = False
         total += suspend_flow_run(wait_for_input=int)
     return "x" * big if big else total
 
+@flow
+def items(n: int = 3):
+    for number in range(n):
+        yield step(number, 0)
+
+@flow
+async def items_async(n: int = 3):
+    for number in range(n):
+        yield step(number, 0)
+
+if os.environ.get("SHUTDOWN_HOOK"):
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: open(WITNESS + ".end", "w").close())
+
 sent = []
 
 def send(event):
@@ -54,7 +68,7 @@ def send(event):
     sent.append(event)
 
 answer = lambda_handler(
-    work,
+    globals()[os.environ.get("FLOW", "work")],
     key=lambda event, context: event.get("id"),
     parameters=lambda event: {name: value for name, value in event.items() if name != "id"},
     margin=0.5,
@@ -169,6 +183,52 @@ def test_a_run_that_was_killed_at_its_deadline_goes_on_with_the_next_delivery(st
     steps = executions()
     assert sorted(set(steps)) == list(range(20))
     assert len(steps) <= 21, "only the step that was interrupted is executed again"
+
+
+@pytest.mark.parametrize("hook", ["", "yes"])
+def test_sigterm_suspends_the_run_and_another_environment_goes_on(start, executions, tmp_path, hook):
+    """The program's own handler is called as well, when the run is safe; without one the answer is given."""
+    first = start(SHUTDOWN_HOOK=hook, CONTINUE="yes")
+    invocation = first.send({"n": 30, "seconds": 0.1})
+    while len(executions()) < 4:
+        time.sleep(0.02)
+    os.kill(first.process.pid, signal.SIGTERM)
+    answer = invocation.wait()
+    assert (answer["status"], answer["continued"], answer["threads"]) == ("suspended", True, 0)
+    assert "environment ends" in answer["state"]
+    assert (tmp_path / "writable" / "witness.end").exists() is bool(hook)
+    assert start().invoke(answer["continue"])["result"] == sum(range(30))
+    assert executions() == list(range(30)), "no step was executed twice"
+
+
+def test_a_run_that_was_killed_after_sigterm_before_its_next_boundary_goes_on_with_the_next_delivery(start, executions):
+    event = {"id": "order-5", "n": 2, "seconds": 0.7}
+    first = start()
+    first.send(event)
+    while not executions():
+        time.sleep(0.02)
+    os.kill(first.process.pid, signal.SIGTERM)
+    time.sleep(0.1)
+    first.kill()
+    assert start().invoke(event)["result"] == 1
+    assert executions() == [0, 0, 1]
+
+
+def test_sigterm_between_two_invocations_ends_the_process(start):
+    lambdas = start()
+    lambdas.invoke({"n": 1})
+    os.kill(lambdas.process.pid, signal.SIGTERM)
+    assert lambdas.process.wait(20) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("kind", ["items", "items_async"])
+def test_a_generator_flow_is_consumed_and_the_answer_says_so(start, executions, kind):
+    lambdas = start(FLOW=kind)
+    answer = lambdas.invoke({"id": "order-6", "n": 3})
+    assert (answer["status"], answer["result"], answer["threads"]) == ("completed", None, 0)
+    assert "return a list" in answer["reason"]
+    assert lambdas.invoke({"id": "order-6", "n": 3}) == answer
+    assert executions() == [0, 1, 2]
 
 
 def test_two_environments_race_for_one_run_and_one_runs_it(start, executions):

@@ -14,13 +14,14 @@ import signal
 import sysconfig
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import microflow
 from microflow.settings import Settings
 from tests.kill_support import (
-    ROOT,
     chance,
     cli,
     document,
@@ -37,11 +38,10 @@ from tests.kill_support import (
 
 if TYPE_CHECKING:
     import subprocess
-    from pathlib import Path
 
     Process = subprocess.Popen[str]
 
-CENSUS = ROOT / "microflow" / "examples" / "census.py"
+CENSUS = Path(microflow.__file__).parent / "examples" / "census.py"
 KILLS_OF_ONE_RUN = 10
 
 

@@ -5,11 +5,13 @@ Goal: a flow run that takes longer than an invocation goes on in the next one, i
 the same home; an event that is delivered twice starts one run; nothing of ours is alive when the answer is given, for
 Lambda freezes the process then and thaws it in somebody else's invocation.
 
-What does not work: relying on signals or ``atexit`` (a function that times out gets none), on a heartbeat thread (it
+What does not work: relying on signals or ``atexit`` (a function that times out gets none; SIGTERM, where an extension
+has one sent, is followed by SIGKILL within half a second), on a heartbeat thread (it
 is frozen as well), on ids drawn at import (SnapStart clones them).
 
 The rule: the log is the state, as everywhere. Before the deadline, less a margin, the run is asked to suspend; it does
-so at its next boundary, where it would start something, and the answer says how to go on::
+so at its next boundary, where it would start something, and the answer says how to go on. SIGTERM while a run is on
+asks for the same at once, since the environment ends; a handler of the program's own is called after that::
 
     {"status": "suspended", "flow_run_id": "…", "continue": {"microflow": {"action": "resume", …}}}
 
@@ -29,6 +31,7 @@ so environments that share a home need a file system on which those work.
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -52,6 +55,7 @@ from ..states import Pending, Suspended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from ..client.live import LiveRun
     from ..flows import Flow
@@ -96,7 +100,7 @@ def lambda_handler(
 
     The handler raises what is wrong with an event (InvalidEvent, PayloadMismatch, what the flow's validation raises)
     before anything is recorded. A flow that fails is an answer, ``{"status": "failed", …}``, not an exception: Lambda
-    would deliver the event again."""
+    would deliver the event again. The items of a generator flow are consumed, and are no part of the answer."""
     invocation = _Invocation(flow, key, parameters, margin, continue_with, max_hops)
 
     def handler(event: Any, context: Any) -> dict[str, Any]:
@@ -198,7 +202,7 @@ class _Invocation:
     def _run(self, live: LiveRun, parameters: dict[str, Any], context: Any, hops: int) -> Answer:
         """Run a run that this invocation owns, until it ends or is suspended."""
         outcome: Any = None
-        with _Deadline(live, context, self.margin):
+        with _Deadline(live, context, self.margin) as deadline:
             try:
                 outcome = run_to_state(self.flow, parameters, live)
                 if self.flow.isasync:
@@ -216,6 +220,7 @@ class _Invocation:
         state = current_client().fold(live.run_id).flow_run.state
         if state is not None and _ran_out_of_time(state):
             self._continue(answer, hops)
+        deadline.pass_on()
         return answer
 
     def _continue(self, answer: Answer, hops: int) -> None:
@@ -245,11 +250,14 @@ class _Invocation:
         state = client.read_flow_run(run_id).state
         answer: Answer = {"status": _status(state), "flow_run_id": run_id, "state": str(state)}
         if state is not None and state.is_completed():
-            answer.update(_result(ended or run.flow_run.state))
+            answer.update(_NO_ITEMS if self.flow.isgenerator else _result(ended or run.flow_run.state))
         elif state is not None and state.is_final():
             answer["error"] = state.message
         client.store.close(run_id)
         return answer
+
+
+_NO_ITEMS = {"result": None, "reason": "the items of a generator flow are not kept; return a list to have them here"}
 
 
 def _ran_out_of_time(state: State[Any]) -> bool:
@@ -294,24 +302,30 @@ def _result(state: State[Any] | None) -> dict[str, Any]:
 
 
 class _Deadline:
-    """Has the run suspended before the invocation's time is up. Its one thread has ended when the block is left."""
+    """Has the run suspended before the invocation's time is up, or when SIGTERM says so. Its one thread has ended when
+    the block is left."""
 
     def __init__(self, live: LiveRun, context: Any, margin: float | None) -> None:
         self._live = live
         remaining = context.get_remaining_time_in_millis() / 1000
         self._seconds = max(0.0, remaining - (max(1.5, remaining / 20) if margin is None else margin))
+        self._why = "The invocation's time ran out."
         self._over = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="microflow lambda deadline")
+        self._previous: Any = None
+        self._signal: int | None = None
 
     def _watch(self) -> None:
-        if self._over.wait(self._seconds):
-            return
-        while not self._suspend() and not self._over.wait(_RETRY):
-            pass  # the run has not begun yet, or is paused: it is asked again
+        self._wake.wait(self._seconds)
+        while not self._over.is_set() and not self._suspend():
+            # It has not begun yet, or is paused: it is asked again. Who leaves the block says first that it is over.
+            self._wake.clear()
+            self._wake.wait(0 if self._over.is_set() else _RETRY)
 
     def _suspend(self) -> bool:
         live = self._live
-        state: State[Any] = Suspended(pause_key=f"{_DEADLINE}-{live.epoch}", message="The invocation's time ran out.")
+        state: State[Any] = Suspended(pause_key=f"{_DEADLINE}-{live.epoch}", message=self._why)
         try:
             current_client().suspend_flow_run(live.run_id, state)
         except (MicroflowException, RuntimeError) as refused:
@@ -319,9 +333,26 @@ class _Deadline:
             return False
         return True
 
-    def __enter__(self) -> None:
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM. In the main thread, which takes no lock of the event's while this can be called."""
+        self._signal, self._why = number, "The execution environment ends."
+        self._wake.set()
+
+    def pass_on(self) -> None:
+        """Call the program's own handler of the signal that arrived, if there is one."""
+        if self._signal is not None and callable(self._previous):
+            self._previous(self._signal, None)
+
+    def __enter__(self) -> _Deadline:
         self._thread.start()
+        is_main = threading.current_thread() is threading.main_thread()  # nobody else may
+        if is_main and signal.getsignal(signal.SIGTERM) not in (None, signal.SIG_IGN):
+            self._previous = signal.signal(signal.SIGTERM, self._terminate)
+        return self
 
     def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
         self._over.set()
+        self._wake.set()
         self._thread.join()

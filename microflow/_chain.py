@@ -52,17 +52,17 @@ def encode_bodies(bodies: Sequence[Body]) -> str:
     except (TypeError, ValueError, RecursionError) as error:  # the last: little stack was left
         kinds = ", ".join(body["k"] for body in bodies)
         raise SerializationError(f"a record ({kinds}) cannot be written as JSON: {error}") from error
-    return _hide_ends(text)
+    return _hide_ends(text) if ',"c":"' in text else text
 
 
 def _hide_ends(text: str) -> str:
     """Only the end of a line may look like the end of a line: or a cut-off one could end like a whole one."""
-    return text.replace(',"c":"', ',"\\u0063":"') if ',"c":"' in text else text
+    return text.replace(',"c":"', ',"\\u0063":"')
 
 
 def join(position: int, previous: str, epoch: int | None, time_us: int, text: str) -> bytes:
-    claim_number = "" if epoch is None else f'"e":{epoch:d},'
-    line = f'{{"q":{position:d},"p":"{previous}",{claim_number}"t":{time_us:d},"b":{text}'.encode("ascii")
+    claim_number = "" if epoch is None else f'"e":{epoch},'
+    line = f'{{"q":{position},"p":"{previous}",{claim_number}"t":{time_us},"b":{text}'.encode("ascii")
     if len(line) + 17 > MAXIMUM_LINE:
         raise RecordTooLarge(
             f"the records of one transition take {len(line) + 17} bytes, a line at most {MAXIMUM_LINE}: "
@@ -252,24 +252,25 @@ class Chain:
             if epoch is not None:
                 self._change_owner(epoch, bodies)
         line = Line(self.next_position, self.offset, epoch, time, bodies, flags)
-        self._extend(checksum, flags)
+        self._extend(checksum, f"{checksum:08x}", flags)
         return line
 
-    def _extend(self, checksum: int, flags: int) -> None:
+    def _extend(self, checksum: int, text: str, flags: int) -> None:
         self.offsets.append(self.offset)
         self.checksums.append(checksum)
         self.flags.append(flags)
         if self._beyond <= self.next_position:
             self._gap = None
         self.next_position += 1
-        self.checksum = f"{checksum:08x}"
+        self.checksum = text
         self._suspect = self._rotten = None
 
     def accept_own(self, line: bytes, epoch: int | None, bodies: Sequence[Body]) -> None:
         """Account for a line that was just written at ``offset``, and is not void, without parsing it."""
         if epoch is not None:
             self._change_owner(epoch, bodies)
-        self._extend(int(line[-11:-3], 16), _OWN)
+        checksum = line[-11:-3].decode()
+        self._extend(int(checksum, 16), checksum, _OWN)
         self.sound_end = self.offset = self.offset + len(line)
         self.lines += 1
 

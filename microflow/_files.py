@@ -225,7 +225,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     if fcntl is None:
         return True
     try:
-        _flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -234,11 +234,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 def unlock(descriptor: int) -> None:
     """Give the lock back. Harmless without one; never called for a lock of the parent process."""
     if fcntl is not None:
-        _flock(descriptor, fcntl.LOCK_UN)
-
-
-def _flock(descriptor: int, operation: int) -> None:
-    fcntl.flock(descriptor, operation)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 # --------------------------------------------------------------------------------- names and folders

@@ -62,8 +62,6 @@ class Links:
         """Remember that `value`, and what stands directly in it, came from the run `run_id`, a task run unless `kind`
         says otherwise."""
         of = type(value)
-        if of in _SHARED:
-            return
         self._add(value, of, run_id, kind)
         if of in _CONTAINERS and value:
             for member in islice(value.values() if of is dict else value, MOST_MEMBERS):

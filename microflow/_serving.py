@@ -171,7 +171,7 @@ class DeferredWork:
         task_run = self._call.task_run
         if not has_ended(task_run.state):
             state.state_details.task_run_id = task_run.id
-            self._live.propose_task(task_run, [state], force=True)
+            self._live.propose_task(task_run, state, force=True)
         return task_run.state
 
 

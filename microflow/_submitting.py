@@ -278,7 +278,7 @@ class Submission:
         state.state_details.task_run_id = self.call.task_run.id
         state.state_details.flow_run_id = self.call.task_run.flow_run_id
         try:
-            self.call.recorder.propose_task(self.call.task_run, [state], force=True)
+            self.call.recorder.propose_task(self.call.task_run, state, force=True)
         except (LogError, StorageError):  # the flow run has the same trouble and reports it
             pass
 

@@ -30,14 +30,13 @@ from ._task_preparation import prepare
 from ._task_transitions import ReturnType as ReturnType
 from ._task_transitions import TaskRunTimeoutError as TaskRunTimeoutError
 from ._task_transitions import TaskTransitions
-from ._waits import Outcome, Scope, entered, scope, settle
+from ._waits import Outcome, Scope, entered, now_us, scope, settle
 from .calls import new_call
 from .client.orchestration import current_client
 from .context import FlowRunContext, TaskRunContext, hydrated_context
 from .exceptions import Abort, LogError, Pause, StorageError
 from .settings import current_settings
 from .states import (
-    Pending,
     State,
     StateType,
     Value,
@@ -124,9 +123,7 @@ class BaseTaskRunEngine(TaskTransitions[R]):
             return
         task_run = call.task_run
         if not task_run.recorded:
-            self._pending = Pending()
-            self._pending.state_details.task_run_id = task_run.id
-            self._pending.state_details.flow_run_id = task_run.flow_run_id
+            self._pending_since = now_us()
         self._is_started = True
         self._log(DEBUG, "Created task run %r for task %r", task_run.name, task.name)
         try:

@@ -48,8 +48,10 @@ async def prepare(engine: BaseTaskRunEngine[Any]) -> bool:
 
 def record_pending(engine: BaseTaskRunEngine[Any]) -> None:
     """Record the creation of a run that has to wait: others may look for it meanwhile."""
-    pending, engine._pending = engine._pending, None
-    if pending is not None:
+    since, engine._pending_since = engine._pending_since, None
+    if since is not None:
+        pending = Pending()
+        pending.at = since
         engine.set_state(pending)
 
 

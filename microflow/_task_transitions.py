@@ -67,6 +67,21 @@ class TaskTransitions(Generic[R]):
 
     waits: Waits
 
+    # as long as nothing else is said
+    _call: Call | None = None
+    #: when the run was made, until that is recorded
+    _pending_since: int | None = None
+    _renamed = False
+    _value: Value[R] | None = None
+    _raised: BaseException | None = None
+    _limit: Limit | None = None
+    _late: TaskRunTimeoutError | None = None
+    _is_started = False
+    _persist = False
+    #: whether it is a generator task whose items are consumed while it runs
+    _is_consumed = False
+    _transaction: BaseTransaction | None = None
+
     # the public steps: plain methods of the blocking engine, coroutines of the other; settle() takes both
     begin_run: Callable[[], Any]
     wait_until_ready: Callable[[], Any]
@@ -93,18 +108,6 @@ class TaskTransitions(Generic[R]):
         self.retries = retries
         self.wait_for = None if wait_for is None else read_wait_for(wait_for)
         self.context = context or {}
-        self._call: Call | None = None
-        self._pending: State[Any] | None = None
-        self._renamed = False
-        self._value: Value[R] | None = None
-        self._raised: BaseException | None = None
-        self._limit: Limit | None = None
-        self._late: TaskRunTimeoutError | None = None
-        self._is_started = False
-        self._persist = False
-        #: whether it is a generator task whose items are consumed while it runs
-        self._is_consumed = False
-        self._transaction: BaseTransaction | None = None
 
     # ---------------------------------------------------------------------------------- what it knows
 
@@ -145,16 +148,19 @@ class TaskTransitions(Generic[R]):
         assert call is not None and task_run is not None
         details = state.state_details
         details.task_run_id, details.flow_run_id = task_run.id, task_run.flow_run_id
-        states = [state] if self._pending is None else [self._pending, state]
-        force = force or (call.again and state.type is StateType.RUNNING)
         answer = call.recorder.propose_task(
-            task_run, states, force=force, source=self.task.source_digest, renamed=self._renamed
+            task_run,
+            state,
+            force=force or (call.again and state.type is StateType.RUNNING),
+            source=self.task.source_digest,
+            renamed=self._renamed,
+            pending_since=self._pending_since,
         )
         if answer.status == Answer.ABORT:
             raise self._stopped(answer)
         if answer.status == Answer.WAIT:
             return self.set_state(Pending(name="Held", message=answer.reason), force=True)
-        self._pending, self._renamed = None, False
+        self._pending_since, self._renamed = None, False
         return self.state
 
     def record_terminal_state_timing(self, state: State[Any]) -> None:

@@ -159,4 +159,4 @@ class Tracking:
         details = state.state_details
         details.task_run_id, details.flow_run_id = tracking.id, tracking.flow_run_id
         details.child_flow_run_id = self.child_id
-        self.call.recorder.propose_task(tracking, [state], force=True)
+        self.call.recorder.propose_task(tracking, state, force=True)

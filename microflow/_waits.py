@@ -62,8 +62,8 @@ class Scope(Generic[T]):
     def __init__(self, body: AsyncGenerator[T, None]) -> None:
         self._body = body
 
-    async def __aenter__(self) -> T:
-        return await first_step(self._body)
+    def __aenter__(self) -> Coroutine[Any, Any, T]:
+        return first_step(self._body)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -95,7 +95,7 @@ class Scope(Generic[T]):
         return finish(self.__aexit__(kind, error, trace))
 
 
-def first_step(body: AsyncGenerator[T, Any]) -> Awaitable[T]:
+def first_step(body: AsyncGenerator[T, Any]) -> Coroutine[Any, Any, T]:
     """The first step of an async generator of ours, which no event loop is to know of: a loop that ends closes every
     one that it knows, in any order, and ours are ended by what entered them."""
     hooks = sys.get_asyncgen_hooks()

@@ -25,7 +25,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from ._arguments import find
+from ._arguments import contains_special, find
 from ._boundary import check_boundary
 from ._digests import blake2b
 from .client.objects import FlowRun, FlowRunResult, TaskRun, TaskRunInput, TaskRunResult, new_run_id
@@ -206,7 +206,10 @@ def _inputs(
     dependencies: dict[str, set[TaskRunInput]] | None,
 ) -> dict[str, list[TaskRunInput]]:
     """The upstream runs of each parameter, each once."""
-    inputs = {name: upstreams(value) for name, value in parameters.items()}
+    if contains_special(parameters.values()):
+        inputs = {name: upstreams(value) for name, value in parameters.items()}
+    else:  # as the parameters of most calls
+        inputs = {name: [] for name in parameters}
     if wait_for:
         inputs["wait_for"] = upstreams(wait_for)
     for name, more in (dependencies or {}).items():

@@ -222,14 +222,16 @@ class Log(Ledger):
         medium, is_claim = self._medium, bodies[0]["k"] == "claim"
         with self._mutex:
             self.is_written = True
-            self._check_poison()
+            if self._poison is not None:
+                self._check_poison()
             try:
                 if not expect or is_claim or not medium.can_append():
                     self._open(writable=True, create=expect == 0, look=is_claim)
                 if epoch is None:
                     self._fold()  # once without the lock, so that many who wait do not read under it
                 try:
-                    self._lock()
+                    if not medium.try_lock():
+                        self._lock()
                     end = self._fold_and_seal()
                     chain = self._chain
                     if epoch != chain.epoch or expect != chain.next_position or not expect or is_claim:

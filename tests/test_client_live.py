@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from microflow import flow
+from microflow._waits import now_us, to_us
 from microflow.client import live as live_module
 from microflow.client.live import Answer, LiveRun
 from microflow.client.memory import MemoryTasks
@@ -211,8 +212,8 @@ def test_the_moments_of_a_task_run_grow_strictly(client):
     live, task_run = started(client, Running()), None
     task_run = new_task(live)
     moment = datetime.now(timezone.utc)
-    live.propose_task(task_run, [Pending(timestamp=moment), Running(timestamp=moment)])
-    live.propose_task(task_run, [Completed(timestamp=moment)])
+    live.propose_task(task_run, Running(timestamp=moment), pending_since=to_us(moment))
+    live.propose_task(task_run, Completed(timestamp=moment))
     stamps = [state.timestamp for state in client.read_task_run_states(task_run.id, flow_run_id=live.run_id)]
     assert stamps == [moment, moment + timedelta(microseconds=1), moment + timedelta(microseconds=2)]
 
@@ -236,7 +237,7 @@ def test_after_a_conflict_that_changes_nothing_the_state_is_appended_all_the_sam
     assert live.propose(Completed()).accepted
     task_run = new_task(live)
     store.append(live.run_id, [{"k": "note", "o": 1}], expect=live.run.position)
-    live.propose_task(task_run, [Completed()], force=True)
+    live.propose_task(task_run, Completed(), force=True)
     assert types(live) == ["PENDING", "RUNNING", "COMPLETED"]
     assert client.read_task_run(task_run.id).state_type == "COMPLETED"
 
@@ -254,7 +255,7 @@ def test_an_owner_whose_run_was_taken_is_fenced_also_after_it_has_read_of_it(cli
     live = started(client, Running())
     thief = SyncClient(client.store).claim(live.run_id, steal=True)
     try:
-        for proposal in (lambda: live.propose(Completed()), lambda: live.propose_task(new_task(live), [Running()])):
+        for proposal in (lambda: live.propose(Completed()), lambda: live.propose_task(new_task(live), Running())):
             with pytest.raises(Fenced):
                 proposal()
             live.refresh()
@@ -338,30 +339,30 @@ def test_one_process_owns_several_runs_under_one_token(client, store):
 def test_creation_and_first_states_of_a_task_run_are_one_line(client):
     live, task_run = started(client, Running()), None
     task_run = new_task(live)
-    pending, running = Pending(), Running()
-    answer = live.propose_task(task_run, [pending, running], source="py3-0")
+    running = Running()
+    answer = live.propose_task(task_run, running, source="py3-0", pending_since=now_us())
     assert answer.state is running is task_run.state
     assert lines(live)[-1] == ["task", "PENDING", "RUNNING"]
     assert task_run.recorded
-    live.propose_task(task_run, [Completed(data=Value(5))])
+    live.propose_task(task_run, Completed(data=Value(5)))
     assert lines(live)[-1] == ["COMPLETED"]
 
 
 def test_a_task_run_stands_in_the_table_of_live_runs_until_it_has_ended(client):
     live = started(client, Running())
     task_run = new_task(live)
-    live.propose_task(task_run, [Running()])
+    live.propose_task(task_run, Running())
     assert live.live == {task_run.text: task_run}
-    live.propose_task(task_run, [Completed()])
+    live.propose_task(task_run, Completed())
     assert live.live == {}
 
 
 def test_a_new_name_goes_into_the_line_of_the_next_state(client):
     live = started(client, Running())
     task_run = new_task(live)
-    live.propose_task(task_run, [Pending()])
+    live.propose_task(task_run, Pending())
     task_run.name = "mine"
-    live.propose_task(task_run, [Running()], renamed=True)
+    live.propose_task(task_run, Running(), renamed=True)
     assert lines(live)[-1] == ["rename", "RUNNING"]
     assert client.read_task_run(task_run.id).name == "mine"
 
@@ -369,7 +370,7 @@ def test_a_new_name_goes_into_the_line_of_the_next_state(client):
 def test_a_task_run_does_not_start_unless_its_flow_run_is_running(client):
     live = started(client)
     task_run = new_task(live)
-    answer = live.propose_task(task_run, [Pending(), Running()])
+    answer = live.propose_task(task_run, Running(), pending_since=now_us())
     assert (answer.status, task_run.state, task_run.recorded) == (Answer.ABORT, None, False)
     assert "its flow run is in state Pending()" in answer.reason
     assert lines(live) == [["run", "claim", "PENDING"]]
@@ -380,11 +381,11 @@ def test_a_task_run_that_has_ended_is_left_only_by_force(client, where):
     live = started(client, Running())
     recorder: LiveRun | MemoryTasks = live if where == "log" else client.tasks
     task_run = new_task(live)
-    recorder.propose_task(task_run, [Failed()])
-    assert recorder.propose_task(task_run, [Completed()]).status == Answer.REJECT
-    assert recorder.propose_task(task_run, [Paused()]).status == Answer.ABORT
+    recorder.propose_task(task_run, Failed())
+    assert recorder.propose_task(task_run, Completed()).status == Answer.REJECT
+    assert recorder.propose_task(task_run, Paused()).status == Answer.ABORT
     assert task_run.state_type == "FAILED"
-    assert recorder.propose_task(task_run, [Completed()], force=True).accepted
+    assert recorder.propose_task(task_run, Completed(), force=True).accepted
     states = client.read_task_run_states(task_run.id)
     assert [state.type for state in states] == ["FAILED", "COMPLETED"]
 
@@ -491,7 +492,7 @@ def test_user_code_that_writes_the_value_runs_without_the_mutex(client):
             return (int, ())
 
     live.propose(Completed(data=Value(Odd())))
-    live.propose_task(new_task(live), [Completed(data=Value(Odd()))])
+    live.propose_task(new_task(live), Completed(data=Value(Odd())))
     assert locked
     assert not any(locked)
 
@@ -510,7 +511,7 @@ def test_an_append_that_fails_changes_nothing_in_memory(client, monkeypatch):
         patch.setattr(client.store, "append", full)
         for proposal in (
             lambda: live.propose(Completed(), release=True),
-            lambda: live.propose_task(task_run, [Pending(), Running()]),
+            lambda: live.propose_task(task_run, Running(), pending_since=now_us()),
             lambda: live.create_tasks([(task_run, Pending(), None)]),
             lambda: live.rename("mine"),
         ):
@@ -530,8 +531,8 @@ def test_threads_of_one_process_never_conflict_and_every_state_is_recorded(clien
 
     def work(mine: list[TaskRun]) -> None:
         for task_run in mine:
-            live.propose_task(task_run, [Pending(), Running()])
-            live.propose_task(task_run, [Completed(data=Value(1))])
+            live.propose_task(task_run, Running(), pending_since=now_us())
+            live.propose_task(task_run, Completed(data=Value(1)))
 
     threads = [threading.Thread(target=work, args=(mine,)) for mine in tasks]
     for thread in threads:
@@ -561,7 +562,7 @@ def test_equal_calls_are_counted_each_and_anew_in_the_next_attempt(client):
 def test_what_an_earlier_execution_recorded_of_a_call_is_found_by_its_id(client):
     live = started(client, Running())
     task_run = new_task(live)
-    live.propose_task(task_run, [Completed()])
+    live.propose_task(task_run, Completed())
     assert live.recorded_call(task_run.id) is None  # of this execution: nobody asks
     live.release()
     again = client.claim(live.run_id)
@@ -579,8 +580,8 @@ def test_what_an_earlier_execution_recorded_of_a_call_is_found_by_its_id(client)
 
 def test_task_runs_outside_of_flows_are_kept_in_memory_with_their_states():
     tasks, task_run = MemoryTasks(Bus()), new_task()
-    tasks.propose_task(task_run, [Pending(), Running()])
-    tasks.propose_task(task_run, [Completed()])
+    tasks.propose_task(task_run, Running(), pending_since=now_us())
+    tasks.propose_task(task_run, Completed())
     tasks.sync()
     assert tasks.find(task_run.id) is task_run
     assert [state.type for state in tasks.states(task_run.id)] == ["PENDING", "RUNNING", "COMPLETED"]
@@ -593,7 +594,7 @@ def test_only_the_latest_task_runs_outside_of_flows_are_kept(monkeypatch):
     tasks.create_tasks([(run, Pending(), None) for run in runs])
     assert [tasks.find(run.id) is not None for run in runs] == [False, False, True, True, True]
     assert tasks.states(runs[0].id) == []
-    tasks.propose_task(runs[0], [Running()])  # one that was forgotten goes on
+    tasks.propose_task(runs[0], Running())  # one that was forgotten goes on
     assert [state.type for state in tasks.states(runs[0].id)] == ["RUNNING"]
 
 
@@ -603,8 +604,8 @@ def test_only_the_latest_task_runs_outside_of_flows_are_kept(monkeypatch):
 def test_a_note_is_appended_and_changes_no_state(client):
     live = started(client, Running())
     task_run = new_task(live)
-    live.propose_task(task_run, [Pending(), Running()])
-    live.propose_task(task_run, [Completed(data=Value(1))])
+    live.propose_task(task_run, Running(), pending_since=now_us())
+    live.propose_task(task_run, Completed(data=Value(1)))
     present, appended = task_run.state, []
     live.store.bus.subscribe_log(live.run_id, appended.append)
     live.note(task_run, "committed")
@@ -625,8 +626,8 @@ def test_a_note_comes_after_the_state_that_it_is_about(client):
     task_run = new_task(live)
     late = Completed(data=Value(1))
     late.at += 10_000_000
-    live.propose_task(task_run, [Pending(), Running()])
-    live.propose_task(task_run, [late])
+    live.propose_task(task_run, Running(), pending_since=now_us())
+    live.propose_task(task_run, late)
     live.note(task_run, "rolled_back")
     states = client.read_task_run_states(task_run.id)
     assert [state.at for state in states] == sorted({state.at for state in states})
@@ -635,7 +636,7 @@ def test_a_note_comes_after_the_state_that_it_is_about(client):
 def test_a_run_that_was_let_go_of_hears_no_more_notes(client):
     live = started(client, Running())
     task_run = new_task(live)
-    live.propose_task(task_run, [Pending(), Running()])
+    live.propose_task(task_run, Running(), pending_since=now_us())
     client.let_go(live)
     before = lines(live)
     live.note(task_run, "committed")
@@ -646,8 +647,8 @@ def test_a_rollback_outside_of_flows_is_listed_too(client):
     tasks, task_run = client.tasks, new_task()
     tasks.note(task_run, "rolled_back")
     assert tasks.states(task_run.id) == [], "nothing is known of the run"
-    tasks.propose_task(task_run, [Pending(), Running()])
-    tasks.propose_task(task_run, [Completed()])
+    tasks.propose_task(task_run, Running(), pending_since=now_us())
+    tasks.propose_task(task_run, Completed())
     tasks.note(task_run, "committed")
     tasks.note(task_run, "asset", {"event": "a"})
     tasks.note(task_run, "rolled_back")

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from microflow import _kept, flow, get_client, task
+from microflow._waits import now_us
 from microflow.client import orchestration
 from microflow.client.objects import TaskRun, random_name
 from microflow.client.orchestration import Client, SyncClient, current_client
@@ -74,7 +75,7 @@ def with_tasks(live: LiveRun, **names: State) -> dict[str, TaskRun]:
     found = {}
     for name, state in names.items():
         task_run = found[name] = TaskRun(uuid4(), name, task_key="t", flow_run_id=live.flow_run.id, tags={name})
-        live.propose_task(task_run, [Pending(), state])
+        live.propose_task(task_run, state, pending_since=now_us())
     return found
 
 
@@ -390,10 +391,10 @@ def test_a_task_run_is_found_by_its_id_alone(client):
 
 def test_a_task_run_outside_of_flows_is_read_from_memory(client):
     task_run = TaskRun(uuid4(), "free", task_key="t")
-    client.tasks.propose_task(task_run, [Pending(), Running()])
+    client.tasks.propose_task(task_run, Running(), pending_since=now_us())
     read = client.read_task_run(task_run.id)
     assert read == task_run
-    client.tasks.propose_task(task_run, [Completed()])
+    client.tasks.propose_task(task_run, Completed())
     assert read.state_type == "RUNNING"  # what was read stays as it was
     assert len(client.read_task_run_states(task_run.id)) == 3
 

@@ -297,7 +297,7 @@ import os, signal
 from microflow.client.orchestration import current_client
 from microflow.states import Running
 live = current_client().claim("{future.task_run_id}")
-live.propose_task(live.run.task_run("{future.task_run_id}"), [Running()])
+live.propose_task(live.run.task_run("{future.task_run_id}"), Running())
 os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", program], check=False)

@@ -22,8 +22,9 @@ import pytest
 
 from microflow import _files, _follower, _pool, _submitting, events, flow, log, stores, task
 from microflow._flow_lifecycle import BaseFlowRunEngine
+from microflow._waits import now_us
 from microflow.client import live as live_module
-from microflow.client import orchestration
+from microflow.client import memory, orchestration
 from microflow.client.objects import FlowRun, TaskRun
 from microflow.client.orchestration import SyncClient, current_client
 from microflow.context import FlowRunContext, TaskRunContext
@@ -115,8 +116,8 @@ def test_I3_a_transition_is_one_write(monkeypatch):
     write = _files.write
     monkeypatch.setattr(_files, "write", lambda fd, data: writes.append(bytes(data)) or write(fd, data))
     transitions: list[Callable[[], object]] = [
-        lambda: live.propose_task(tasks[0], [Pending(), Running()], source="s"),
-        lambda: live.propose_task(tasks[0], [Completed(data=Value(1))]),
+        lambda: live.propose_task(tasks[0], Running(), pending_since=now_us(), source="s"),
+        lambda: live.propose_task(tasks[0], Completed(data=Value(1))),
         lambda: live.create_tasks([(task_run, Pending(), None) for task_run in tasks[1:]]),
         lambda: live.propose(Completed(), release=True),
     ]
@@ -134,7 +135,7 @@ def test_I3_a_reader_sees_all_records_of_a_transition_or_none():
     path = Path(current_client().store.location, "runs", f"{live.run_id}.jsonl")
     task_run = new_task(live)
     start = path.stat().st_size
-    live.propose_task(task_run, [Pending(), Running()])
+    live.propose_task(task_run, Running(), pending_since=now_us())
     end = path.stat().st_size
     live.propose(Completed(), release=True)
     current_client().let_go(live)
@@ -249,11 +250,11 @@ def test_I5_a_final_state_is_left_only_by_a_forced_call(home):
     """Broken if a row of a final state accepted anything."""
     live = started()
     task_run = new_task(live)
-    live.propose_task(task_run, [Failed()])
+    live.propose_task(task_run, Failed())
     live.propose(Failed())
     for kind in StateType:
         assert not live.propose(State(kind)).accepted
-        assert not live.propose_task(task_run, [State(kind)]).accepted
+        assert not live.propose_task(task_run, State(kind)).accepted
     client = current_client()
     assert [state.type for state in client.read_flow_run_states(live.run_id)] == ["PENDING", "RUNNING", "FAILED"]
     assert [state.type for state in client.read_task_run_states(task_run.id)] == ["FAILED"]
@@ -503,8 +504,10 @@ def held_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     monkeypatch.setattr(Watched, "holders", {}, raising=False)
     shim = types.SimpleNamespace(**vars(threading))
     shim.Lock = watched_lock
-    for module in (live_module, orchestration, events, stores, log, _pool, _follower):
+    for module in (live_module, stores, log, _pool, _follower):
         monkeypatch.setattr(module, "threading", shim)
+    for module in (memory, events):
+        monkeypatch.setattr(module, "new_lock", watched_lock)
     monkeypatch.setattr(_submitting, "Lock", watched_lock)
     monkeypatch.setattr(orchestration, "_lock", Watched())
     return lambda: list(Watched.holders.values()).count(threading.get_ident())

@@ -221,7 +221,7 @@ def test_I6_a_concurrent_run_cannot_come_between_a_decision_and_its_append(isasy
     tasks = [new_task(live) for _ in range(20)]
 
     def work(task_run: TaskRun) -> None:
-        live.propose_task(task_run, [Running()])
+        live.propose_task(task_run, Running())
 
     if isasync:
 

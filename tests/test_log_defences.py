@@ -397,7 +397,7 @@ def nobody_writes_between_the_look_and_the_write(folder: Path) -> None:
     check_log_file(str(folder / f"{RUN}.jsonl"), acknowledged)
 
 
-@removed_by("flock, not lockf", lambda patch: patch.setattr(_files, "_flock", fcntl.lockf))
+@removed_by("flock, not lockf", lambda patch: patch.setattr(fcntl, "flock", fcntl.lockf))
 def a_lock_excludes_other_openings_and_survives_them(folder: Path) -> None:
     path = str(folder / "file")
     first = _files.open_new(path)

@@ -523,7 +523,7 @@ class TestProcesses:
         client = current_client()
         for future in futures[:2]:
             live = client.claim(str(future.task_run_id))
-            live.propose_task(live.run.task_run(live.run_id), [Running()])
+            live.propose_task(live.run.task_run(live.run_id), Running())
             client.abandon(live)  # as if its process had died
         with TaskWorker(often, once):
             assert futures[0].result(timeout=PATIENCE) == "ran"

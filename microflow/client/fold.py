@@ -209,6 +209,9 @@ class TaskHistory:
 class Run:
     """One log folded up to ``position``."""
 
+    #: the flow run of the log; live when this fold belongs to the run's engine. There is none before the header record
+    flow_run: FlowRun
+
     def __init__(self, run_id: str, store: ResultFiles) -> None:
         self.run_id = run_id
         self.store = store
@@ -229,19 +232,9 @@ class Run:
         self.pause_keys: set[str] = set()
         #: the notes about assets, in order
         self.asset_notes: list[dict[str, Any]] = []
-        self._flow_run: FlowRun | None = None
-
-    @property
-    def flow_run(self) -> FlowRun:
-        """The flow run of the log; live when this fold belongs to the run's engine."""
-        assert self._flow_run is not None, "a log starts with its header record"
-        return self._flow_run
-
-    @property
-    def is_task(self) -> bool:
-        """Whether this is the log of a deferred task run, whose id is the log's. ``flow_run`` then stands for it:
-        it has the states of the task run, so that claims and listings need not tell the two apart."""
-        return "task" in self.header
+        #: whether this is the log of a deferred task run, whose id is the log's. ``flow_run`` then stands for it: it
+        #: has the states of the task run, so that claims and listings need not tell the two apart
+        self.is_task = False
 
     @property
     def was_queued(self) -> bool:
@@ -296,8 +289,8 @@ class Run:
     # one method for each kind of record; kinds without one change nothing
 
     def _run(self, data: dict[str, Any], record: Record) -> None:
-        self.header = data
-        self._flow_run = flow_run = FlowRun(
+        self.header, self.is_task = data, "task" in data
+        self.flow_run = flow_run = FlowRun(
             UUID(self.run_id),
             data["name"],
             flow_name=data["flow"] if "flow" in data else data["task"],

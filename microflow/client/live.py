@@ -247,47 +247,49 @@ class LiveRun:
     def propose_task(
         self,
         task_run: TaskRun,
-        states: Sequence[State[Any]],
+        state: State[Any],
         *,
         force: bool = False,
         source: str | None = None,
         renamed: bool = False,
+        pending_since: int | None = None,
     ) -> Answer:
-        """Propose one or more states of a task run at once; its creation, or its new name, goes into the same line.
+        """Propose a state of a task run; its creation, or its new name, goes into the same line. A run that nobody
+        could observe until now is recorded as PENDING at `pending_since`, in microseconds, before that.
 
         Precedes the user's code (RUNNING) or the return to the caller (a final state). Dying before a final
         state is appended, the call runs again; dying after it, its result is handed back."""
         run_id = task_run.text
-        state = states[-1]
         result = None
         if state.type in FINAL and self.keep_results:
             result = _kept(state, self.run_id, self.store, task_run.task_key)
-        entering = [(task_run, states)]
 
         def decide() -> tuple[Answer, list[dict[str, Any]]]:
             if self.run.tasks:
                 self._take_in(task_run)
             present = task_run.state
-            if task_run.recorded:  # what comes before the last state creates the run
-                entering[0] = (task_run, states[-1:])
             cell = "A" if force and not _too_late(state, present) else task_verdict(present, state)
             if cell != "A":
                 status = Answer.ABORT if cell == "B" else Answer.REJECT
                 return Answer(status, present, f"a task run in state {present} cannot go to {state.type.value}"), []
             if state.type is StateType.RUNNING and (refusal := self._refusal(task_run)) is not None:
                 return refusal, []
-            bodies = [] if task_run.recorded else [task_record(task_run, source)]
-            if renamed and task_run.recorded:
-                bodies.append({"k": "rename", "run": run_id, "name": task_run.name})
             at = 0 if present is None else present.at
-            for each in entering[0][1]:
-                if each.at <= at:
-                    each.at = at + 1
-                at = each.at
-                bodies.append(state_record(each, run_id, result if each is state else None))
+            bodies: list[dict[str, Any]] = []
+            if not task_run.recorded:
+                bodies.append(task_record(task_run, source))
+                if pending_since is not None:
+                    at = pending_since
+                    task_run.begin(at)
+                    bodies.append({"k": "state", "run": run_id, "type": "PENDING", "at": at})
+            elif renamed:
+                bodies.append({"k": "rename", "run": run_id, "name": task_run.name})
+            if state.at <= at:
+                state.at = at + 1
+            bodies.append(state_record(state, run_id, result))
             return Answer(Answer.ACCEPT, state), bodies
 
-        answer: Answer = self._transition(decide, entering)
+        answer: Answer = self._transition(decide, ((task_run, state),))
         return answer
 
     def _refusal(self, task_run: TaskRun) -> Answer | None:
@@ -335,7 +337,7 @@ class LiveRun:
             def decide(bodies: list[dict[str, Any]] = bodies) -> tuple[None, list[dict[str, Any]]]:
                 return None, bodies
 
-            self._transition(decide, [(task_run, (state,)) for task_run, state, _ in part])
+            self._transition(decide, [(task_run, state) for task_run, state, _ in part])
 
     def note(self, task_run: TaskRun, what: str, *more: dict[str, Any]) -> None:
         """Append that something happened around a task run, which changes no state; one record for each of `more`.
@@ -367,16 +369,14 @@ class LiveRun:
 
             self._transition(decide)
 
-    def _entered(self, task_run: TaskRun, states: Sequence[State[Any]]) -> None:
+    def _entered(self, task_run: TaskRun, state: State[Any]) -> None:
         task_run.recorded = True
-        is_the_run = self.run.is_task and task_run.text == self.run_id
-        for state in states:
-            task_run.enter(state)
-            if is_the_run:
-                self.run.stand_for(state)
-            elif state.type is StateType.RUNNING:
-                task_run.flow_run_run_count = self.flow_run.run_count
-        if task_run.state is not None and task_run.state.type in FINAL:
+        task_run.enter(state)
+        if self.run.is_task and task_run.text == self.run_id:
+            self.run.stand_for(state)
+        elif state.type is StateType.RUNNING:
+            task_run.flow_run_run_count = self.flow_run.run_count
+        if state.type in FINAL:
             self.live.pop(task_run.text, None)
         else:
             self.live[task_run.text] = task_run
@@ -386,11 +386,12 @@ class LiveRun:
     def _transition(
         self,
         decide: Callable[[], tuple[Any, list[dict[str, Any]]]],
-        entering: Sequence[tuple[TaskRun, Sequence[State[Any]]]] = (),
+        entering: Sequence[tuple[TaskRun, State[Any]]] = (),
     ) -> Any:
         """Decide, append, make it so in memory, publish. Decides again after a Conflict. `entering` are the task
-        runs that the transition is about, with their new states."""
-        self._check_process()
+        runs that the transition is about, each with its new state."""
+        if self.token is None or self._pid != os.getpid():
+            self._check_process()
         while True:
             with self._lock:
                 answer, bodies = decide()
@@ -405,8 +406,8 @@ class LiveRun:
                 except (LogError, StorageError) as refused:
                     self.refused = refused
                     raise
-                for task_run, states in entering:
-                    self._entered(task_run, states)
+                for task_run, state in entering:
+                    self._entered(task_run, state)
                 if not entering:
                     self._apply(bodies, answer)
             if self.store.bus.has_subscribers(self.run_id):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .._forks import new_lock
 from .._waits import now_us
 from ..events import Record
+from ..states import Pending
 from ..transitions import task_verdict
 from .fold import note_record, rolled_back_state
 from .live import Answer
@@ -42,14 +43,15 @@ class MemoryTasks:
     def propose_task(
         self,
         task_run: TaskRun,
-        states: Sequence[State[Any]],
+        state: State[Any],
         *,
         force: bool = False,
         source: str | None = None,
         renamed: bool = False,
+        pending_since: int | None = None,
     ) -> Answer:
-        """Make `states` the task run's, if the transition table or `force` allows the last."""
-        state, present = states[-1], task_run.state
+        """Make `state` the task run's, if the transition table or `force` allows it; see ``LiveRun.propose_task``."""
+        present = task_run.state
         cell = "A" if force else task_verdict(present, state)
         if cell != "A":
             status = Answer.ABORT if cell == "B" else Answer.REJECT
@@ -63,6 +65,7 @@ class MemoryTasks:
                     oldest, _ = self._runs.popitem(last=False)
                     del self._states[oldest]
                     self._asset_notes.pop(oldest, None)
+            states = [state] if pending_since is None else [_pending(task_run, pending_since), state]
             for each in states:
                 each.at = max(each.at, at + 1)
                 at = each.at
@@ -77,7 +80,7 @@ class MemoryTasks:
     def create_tasks(self, created: Sequence[tuple[TaskRun, State[Any], str | None]]) -> None:
         """Create many task runs."""
         for task_run, state, _ in created:
-            self.propose_task(task_run, (state,))
+            self.propose_task(task_run, state)
 
     def note(self, task_run: TaskRun, what: str, *more: dict[str, Any]) -> None:
         """Remember what is listed: a rollback and what concerns assets. (What was committed matters to a
@@ -111,3 +114,10 @@ class MemoryTasks:
         with self._lock:
             lists = self._asset_notes.values() if run_id is None else [self._asset_notes.get(run_id, [])]
             return [note for notes in lists for note in notes]
+
+
+def _pending(task_run: TaskRun, since: int) -> State[Any]:
+    state: State[Any] = Pending()
+    state.at = since
+    state.state_details.task_run_id = task_run.id
+    return state

@@ -197,15 +197,19 @@ class _RunObject:
         """Whether entering RUNNING now would go on with an execution, which is no further one."""
         return False
 
+    def begin(self, at: int, due: int | None = None) -> None:
+        """Note when the run was made, and when it is to start if that is later: in microseconds."""
+        self._created = self._created or at
+        self._expected_start_time = at if due is None else due
+
     def enter(self, state: State[Any]) -> None:
         """Make `state` the present one, and keep the books: used by the engine after its append and by
         the fold for each record, so that both hold the same run (invariant I4)."""
         kind, at = state.type, state.at
         before = self.state
         if before is None:
-            self._created = self._created or at
-            scheduled = state.state_details.scheduled_time
-            self._expected_start_time = at if scheduled is None else to_us(scheduled)
+            if self._expected_start_time is None:
+                self.begin(at, to_us(state.state_details.scheduled_time))
         elif before.type is StateType.RUNNING:
             self._total_run_time += max(0, at - before.at)
         if kind is StateType.RUNNING:

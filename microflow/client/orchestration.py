@@ -425,7 +425,7 @@ class SyncClient(Reader):
                 raise ObjectNotFound(f"{live.run_id} is a flow run, not a deferred task run")
             task_run = live.live.get(live.run_id) or live.run.task_run(live.run_id)
             state.state_details.task_run_id, state.state_details.flow_run_id = task_run.id, task_run.flow_run_id
-            answer = live.propose_task(task_run, [state], force=force)
+            answer = live.propose_task(task_run, state, force=force)
         if answer.accepted and state.is_final():
             self.store.queue.take(live.run_id)
         return answer

@@ -387,8 +387,8 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
             await released(context.live, self.waits)
 
     def _request_behind(self, signal: BaseException) -> str | None:
-        """Which request of others ended the body: "cancel", "cancel caller" of one that called it, "suspend", or
-        "ended" when they gave the run a final state. None when it was interrupted."""
+        """Which request of others ended the body: "cancel", "cancel caller" of one that called it, "suspend", "leave"
+        a pause to others, or "ended" when they gave the run a final state. None when it was interrupted."""
         live, context = self.live, FlowRunContext.get()
         if isinstance(signal, Exception) or live is None or live.token is None or self._crashed:
             return None
@@ -402,6 +402,8 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
             return None
         if self.state.is_final():
             return "ended" if isinstance(signal, Abort) else None
+        if isinstance(signal, Pause) and is_held(self.state) and live.leaving is not None and live.leaving.told:
+            return "leave"
         states = [run.flow_run.state for run in runs]
         if self.state.is_cancelling():
             return "cancel"

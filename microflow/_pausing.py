@@ -10,6 +10,9 @@ the pause: the resume did already; at the deadline the waiting code records RUNN
 it paused; an exception out of the wait (a timeout of the flow, a cancelled asyncio task) records RUNNING, too. Two
 pieces of code that pause at once wait in turn, each with a pause of its own.
 
+The exception: a worker that is told to stop leaves a run that pauses outside of its tasks and subflows as it is,
+without an owner. Whoever resumes it has it run again, as one whose process was killed.
+
 A suspension is the same record with another name; then ``Pause`` is raised through the body. What was passed is known
 by its key when the run is executed again: keys are counted in each attempt, so code that pauses under a condition does
 well to name them.
@@ -79,8 +82,14 @@ async def pause_here(
             await waits.block(live.sync)
         deadline = None if timeout is None else time.monotonic() + timeout
         ended = False
+        leaving = live.leaving if TaskRunContext.get() is None else None
+        if leaving is not None:
+            leaving.add_done_callback(news.ring)
         try:
             while _stands(live, paused):
+                if leaving is not None and leaving.told:
+                    ended = True
+                    raise Pause("the worker stops; the paused run is left to whoever resumes it", state=paused)
                 await _next_news(context, waits, news, deadline)
                 late = deadline is not None and time.monotonic() >= deadline
                 if late and expire(live, paused).accepted:
@@ -88,6 +97,8 @@ async def pause_here(
             ended = True
         finally:
             live.pausers.discard(paused.at)
+            if leaving is not None:
+                leaving.forget(news.ring)
             if not ended:
                 _give_up(live, paused)
     logger.info("Resuming flow run execution!")

@@ -12,8 +12,9 @@ are then taken over like this one. What it gives: a run begins within millisecon
 What a deferred task submits runs in threads of the worker, and beside the worker's slots, as what it calls does; it is
 kept in memory like that, with the deferred run as its parent. The worker lets the run go when all of it has ended.
 
-Known hole: a worker that is told to stop waits for what runs, also for a flow run that is paused. Such a run, like any,
-goes on elsewhere when the process is killed after all.
+A worker that is told to stop waits for what runs, but not for a flow that waits in a pause of its own. Known hole: it
+does wait for one that a task or a subflow has paused, or an operator. Such a run, like any, goes on elsewhere when the
+process is killed after all.
 """
 
 from __future__ import annotations

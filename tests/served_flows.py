@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from microflow import flow, suspend_flow_run, task
+from microflow import flow, pause_flow_run, suspend_flow_run, task
 
 
 @flow
@@ -50,6 +50,20 @@ def deadly(folder: str) -> None:
 def leaves(folder: str) -> list[str]:
     first = step(folder, "first")
     suspend_flow_run(timeout=None)
+    return [first, step(folder, "second")]
+
+
+@flow
+def pauses(folder: str) -> list[str]:
+    first = step(folder, "first")
+    pause_flow_run()
+    return [first, step(folder, "second")]
+
+
+@flow
+async def pauses_async(folder: str) -> list[str]:
+    first = step(folder, "first")
+    await pause_flow_run()
     return [first, step(folder, "second")]
 
 

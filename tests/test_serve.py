@@ -33,6 +33,7 @@ from tests import served_flows as served
 from tests import served_tasks
 from tests.behaviour_support import pins
 from tests.kill_support import cli, environment, wait_until
+from tests.serving_support import WorkerProcess
 from tests.support import PATIENCE, Colour, both, memory_home
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,36 +70,14 @@ def in_state(made: Any, name: str) -> bool:
     return bool(wait_until(lambda: names(made)[-1] == name))
 
 
-class Server:
-    """A server in a process of its own, begun from the command line."""
-
-    def __init__(self, *targets: str, limit: int | str = 10) -> None:
-        targets = targets or ("greet", "pid", "two_steps", "deadly", "leaves", "counted", "fails")
-        words = [each if ":" in each or "/" in each else f"tests.served_flows:{each}" for each in targets]
-        command = [sys.executable, "-m", "microflow", "serve", *words, "--limit", str(limit)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
-        self.pid = self.process.pid
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, and give the exit status once the server has ended."""
-        self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=PATIENCE)
-        assert not re.search(rb"ERROR +\| microflow\.worker", said), said.decode()
-        return self.process.returncode
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        if self.process.stderr is not None:
-            self.process.stderr.close()
-
-
 @pytest.fixture
 def servers():
-    made: list[Server] = []
+    made: list[WorkerProcess] = []
 
-    def make(*targets: str, **options: Any) -> Server:
-        made.append(Server(*targets, **options))
+    def make(*targets: str, **options: Any) -> WorkerProcess:
+        targets = targets or ("greet", "pid", "two_steps", "deadly", "leaves", "counted", "fails")
+        words = [each if ":" in each or "/" in each else f"tests.served_flows:{each}" for each in targets]
+        made.append(WorkerProcess(*words, tracebacks=True, **options))
         return made[-1]
 
     yield make
@@ -309,6 +288,23 @@ class TestResumed:
             assert in_state(second, "Paused")
             resume_flow_run(second.id)
             assert value(second) == "on"
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("name", ["pauses", "pauses_async"])
+    def test_a_server_that_is_told_to_stop_leaves_a_paused_run_to_whoever_resumes_it(
+        self, client, servers, name, number, tmp_path
+    ):
+        """It is run again then, from its log: what had ended is not repeated."""
+        made = client.create_flow_run(getattr(served, name), parameters={"folder": str(tmp_path)})
+        first = servers(name)
+        assert in_state(made, "Paused")
+        assert first.end(number) == 0
+        assert names(made) == ["Scheduled", "Running", "Paused"]
+        assert client.fold(str(made.id)).owner is None
+        servers(name)
+        resume_flow_run(made.id)
+        assert value(made) == ["first", "second"]
+        assert executions(tmp_path) == {"first": 1, "second": 1}
 
 
 def left(flow: Any, *states: Any, parameters: dict[str, Any] | None = None) -> Any:

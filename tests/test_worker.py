@@ -37,6 +37,7 @@ from microflow.worker import MOST_TAKEOVERS, TaskWorker, aserve, serve
 from tests import served_tasks as served
 from tests.behaviour_support import pins
 from tests.kill_support import wait_until
+from tests.serving_support import WorkerProcess
 from tests.support import PATIENCE, Colour, Gauge, both, memory_home
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,38 +65,13 @@ def scheduled(made: Any, parameters: dict[str, Any], moment: datetime) -> Distri
     return DistributedFuture(task_run.id)
 
 
-class Process:
-    """A worker in a process of its own, begun from the command line."""
-
-    def __init__(self, *targets: str, limit: int | str = 10) -> None:
-        targets = targets or tuple(f"tests.served_tasks:{made.fn.__name__}" for made in served.TASKS)
-        words = [sys.executable, "-m", "microflow", "serve", *targets, "--limit", str(limit)]
-        self.process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE)
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, and give the exit status once the worker has ended."""
-        self.process.send_signal(number)
-        return self.ended()
-
-    def ended(self) -> int:
-        """The exit status once the worker has ended, without a traceback."""
-        _, said = self.process.communicate(timeout=PATIENCE)
-        assert b"Traceback" not in said, said.decode()
-        return self.process.returncode
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        if self.process.stderr is not None:
-            self.process.stderr.close()
-
-
 @pytest.fixture
 def workers():
-    made: list[Process] = []
+    made: list[WorkerProcess] = []
 
-    def make(*targets: str, **options: Any) -> Process:
-        made.append(Process(*targets, **options))
+    def make(*targets: str, **options: Any) -> WorkerProcess:
+        all_tasks = [f"tests.served_tasks:{each.fn.__name__}" for each in served.TASKS]
+        made.append(WorkerProcess(*(targets or all_tasks), **options))
         return made[-1]
 
     yield make

@@ -17,7 +17,7 @@ from .._waits import SLOT, call_later, check_not_alone, loop_is_running, slot_gi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .._waits import Waits
+    from .._waits import StopSignal, Waits
     from ..events import Record
     from .live import LiveRun
 
@@ -36,7 +36,7 @@ class News:
     def __enter__(self) -> News:
         with ExitStack() as stack:
             for live in self._runs:
-                stack.callback(live.store.bus.subscribe(live.run_id, self._ring))
+                stack.callback(live.store.bus.subscribe(live.run_id, self.ring))
                 stack.enter_context(live.store.follow(live.run_id, live.run.position))
             self._stack = stack.pop_all()
         return self
@@ -44,7 +44,7 @@ class News:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _ring(self, record: Record | None = None) -> None:
+    def ring(self, _: Record | StopSignal | None = None) -> None:
         """Something happened. Called in any thread."""
         self._rung.set()
         callback, self._callback = self._callback, None
@@ -85,7 +85,7 @@ class News:
         if left is not None and loop_is_running():
             self._timer = call_later(left, fn, self)
         if self._rung.is_set():
-            self._ring()
+            self.ring()
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())

@@ -185,6 +185,11 @@ class TaskTransitions(Generic[R]):
         if self._call is not None and self._call.recorder.must_sync and self.state.is_final():
             await self.waits.block(self._call.recorder.sync)
 
+    async def _sync_start(self) -> None:
+        """What may happen once only must be known to have begun, also after a power cut, before it begins."""
+        if self._call is not None and self._call.recorder.must_sync:
+            await self.waits.block(self._call.recorder.sync)
+
     def rename(self, name: str) -> None:
         """Give the run its own name; recorded with its next state."""
         assert self.task_run is not None
@@ -207,6 +212,8 @@ class TaskTransitions(Generic[R]):
         self.set_state(Running())
         if self.state.name == "Held":
             await self._wait_while_held()
+        if self.task.at_most_once:
+            await self._sync_start()
         await settle(self.call_hooks())
 
     async def _wait_while_held(self) -> None:
@@ -233,6 +240,8 @@ class TaskTransitions(Generic[R]):
         if self.is_cancelled():
             return
         self.set_state(Retrying() if state.name == "AwaitingRetry" else Running(), force=True)
+        if self.task.at_most_once:
+            await self._sync_start()
         await settle(self.call_hooks())
 
     async def _sleep_until(self, due: int) -> None:

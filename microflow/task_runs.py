@@ -30,6 +30,7 @@ from ._waits import AsyncioWaits, BlockingWaits, Waits, call_later, check_not_al
 from .client.fold import state_of
 from .client.objects import FINAL
 from .client.orchestration import SyncClient, current_client
+from .exceptions import LogError, StorageError
 from .states import Crashed, State
 
 if TYPE_CHECKING:
@@ -106,14 +107,21 @@ class Watch:
                 return
         end()
 
-    def fire(self, state: State[Any] | None) -> None:
-        """The run has ended in `state`; None: the watch is given up."""
+    def fire(self, state: State[Any] | None, log: str = "", position: int = 0) -> None:
+        """The run has ended in `state`; None: the watch is given up. What says so stands before `position` of `log`,
+        and is on the disk before anybody acts on it, where durability says so: what can be read may not be there yet,
+        whoever wrote it."""
         with self._lock:
             if self._over:
                 return
             self._over = True
             stack = self._stack
         stack.close()
+        if log and self._client.store.durability == "disk":
+            try:
+                self._client.store.sync(log, position)
+            except (LogError, StorageError) as problem:  # whoever waits is not to wait for ever
+                get_logger("task_runs").error("the end of %s may not survive a power cut: %s", self._key, problem)
         self._callback(state)
 
     def end(self) -> None:
@@ -150,7 +158,7 @@ class TaskRunWatch(Watch):
             return
         state = recorded_end(run, self._id, self._client)
         if state is not None:
-            self.fire(state)
+            self.fire(state, run.run_id, run.position)
         else:
             self.follow(run.run_id, run.position)
 
@@ -164,7 +172,7 @@ class TaskRunWatch(Watch):
                 return
             log = record.run_id
             flow_run_id = None if log == self._key else UUID(log)
-            self.fire(state_of(data, flow_run_id, self._id, self._client.store, log))
+            self.fire(state_of(data, flow_run_id, self._id, self._client.store, log), log, record.position + 1)
 
     def _hear_of_own_log(self, record: Record) -> None:
         """The flow run may leave this process: suspended, it goes on in another one."""
@@ -179,7 +187,7 @@ class TaskRunWatch(Watch):
         if self._key in run.tasks:
             state = recorded_end(run, self._id, self._client)
             if state is not None:
-                self.fire(state)
+                self.fire(state, run.run_id, run.position)
 
 
 class FlowRunWatch(Watch):
@@ -197,7 +205,7 @@ class FlowRunWatch(Watch):
         run = self._client.fold(self._key)
         state = run.seen(self._client.is_alive(run))
         if state is not None and state.is_final():
-            self.fire(state)
+            self.fire(state, self._key, run.position)
             return None
         return run
 

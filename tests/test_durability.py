@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Durability ``disk``: what is on the disk before anybody acts on it, and how few calls that takes."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from microflow import _files, flow, task
+from microflow.client.orchestration import current_client
+from microflow.context import TaskRunContext
+from microflow.task_runners import ThreadPoolTaskRunner
+from microflow.task_runs import FlowRunWatch, TaskRunWaiter
+from tests.support import PATIENCE, Colour, both
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("disk")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch, private_home: object) -> None:
+    monkeypatch.setenv("MICROFLOW_DURABILITY", "disk")
+
+
+class Disk:
+    """The file of a log as a power cut would leave it: what had been written when a sync that has returned began."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.syncs = 0
+        self.kept = b""
+        self.written = b""
+        self.before_sync: Callable[[], object] = lambda: None
+        self.write_seen = threading.Condition()
+        write, sync_data, sync_full = _files.write, _files.sync_data, _files.sync_full
+        monkeypatch.setattr(_files, "write", lambda descriptor, data: self._write(write, descriptor, data))
+        monkeypatch.setattr(_files, "sync_data", lambda descriptor: self._sync(sync_data, descriptor))
+        monkeypatch.setattr(_files, "sync_full", lambda descriptor: self._sync(sync_full, descriptor))
+
+    def _write(self, real: Callable[..., int], descriptor: int, data: bytes) -> int:
+        count = real(descriptor, data)
+        with self.write_seen:
+            self.written += data[:count]
+            self.write_seen.notify_all()
+        return count
+
+    def _sync(self, real: Callable[[int], None], descriptor: int) -> None:
+        self.syncs += 1
+        covered = len(self.written)
+        self.before_sync()
+        real(descriptor)
+        self.kept = max(self.kept, self.written[:covered], key=len)
+
+    def wait_for(self, word: bytes, count: int) -> None:
+        """Wait until `word` was written so often."""
+        with self.write_seen:
+            assert self.write_seen.wait_for(lambda: self.written.count(word) >= count, PATIENCE), self.written
+
+
+@pytest.fixture
+def file(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+@task
+def square(x: int) -> int:
+    return x * x
+
+
+def test_one_sync_serves_all_threads_that_wait(file):
+    """While the first one's end is on its way to the disk the others append theirs; a second sync covers them."""
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=8))
+    def body() -> int:
+        file.syncs = 0
+        file.before_sync = lambda: file.wait_for(b'"type":"COMPLETED"', 8)
+        futures = [square.submit(x) for x in range(8)]
+        total = sum(future.result() for future in futures)
+        file.before_sync = lambda: None
+        assert file.syncs <= 2
+        return total
+
+    assert body() == 140
+
+
+def test_a_result_is_handed_out_when_its_end_is_on_the_disk(file):
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=8))
+    def body() -> None:
+        futures = [square.submit(x) for x in range(100, 132)]
+        for future, x in zip(futures, range(100, 132), strict=True):
+            assert f'"json":{future.result()}'.encode() in file.kept
+            assert future.result() == x * x
+        assert square(9) == 81
+        assert b'"json":81' in file.kept
+
+    body()
+    assert file.kept == file.written, "the end of the flow run"
+
+
+@both
+def test_what_may_happen_once_only_begins_when_its_beginning_is_on_the_disk(file, colour: Colour):
+    """Else a power cut makes it happen twice: the log would not know of the first time."""
+    known = []
+
+    @colour.task(at_most_once=True)
+    def pay() -> None:
+        known.append(file.kept == file.written and file.kept.count(b'"RUNNING"') == 2 + len(known))
+
+    @colour.flow
+    def body() -> Any:
+        yield pay()
+        yield pay()
+
+    colour.run(body)
+    assert known == [True, True]
+
+
+def test_an_ordinary_start_does_not_wait_for_the_disk(file):
+    @flow
+    def body() -> None:
+        before = file.syncs
+        square(1)
+        assert file.syncs == before + 1, "its end"
+
+    body()
+
+
+def test_whoever_is_told_of_an_end_finds_it_on_the_disk(file):
+    """Also when the process that ended the run has not waited for the disk yet."""
+    seen: list[bool] = []
+
+    @task
+    def watched() -> int:
+        context = TaskRunContext.get()
+        assert context is not None
+        TaskRunWaiter.add_done_callback(context.task_run.id, lambda: seen.append(b'"json":7' in file.kept))
+        return 7
+
+    @flow
+    def body() -> None:
+        watched()
+
+    body()
+    assert seen == [True]
+
+
+def test_an_end_whose_sync_fails_is_told_all_the_same(file, caplog):
+    """Whoever waits is not to wait for ever; the log says what it is worth."""
+    state = flow(lambda: 1, name="one")(return_state=True)
+    run_id = state.state_details.flow_run_id
+    client = current_client()
+    client.store.close(str(run_id))
+
+    def fail() -> None:
+        raise OSError(5, "the disk is broken")
+
+    file.before_sync = fail
+    ended: list[Any] = []
+    FlowRunWatch(run_id, ended.append).begin()
+    assert [each.name for each in ended] == ["Completed"]
+    assert "may not survive a power cut" in caplog.text
+    client.store.close(str(run_id))

@@ -20,10 +20,13 @@ The keys: ``runs/<id>`` is made before the first line, so that a run that has on
 Who is alive
 ------------
 There is no lock that ends with a process. An owner renews ``owners/<token>`` every quarter of ``lease_seconds``, in a
-thread that exists while it owns runs; it counts as dead when the last time is older than that. A run whose process
-was killed is therefore *Running* for that long. This is about liveness only: who is wrongly taken for dead loses its
-run, and is stopped at its next append by the claim number. A store that knows better overrides ``own``, ``disown``
-and ``is_alive``.
+thread that exists while it owns runs (where no thread can be started, an append does it); it counts as dead when the
+last time is older than that. So **a run whose process was killed is Running until its lease ends**, for up to 30
+seconds, then Crashed like any other: waiters hear of it, ``resume`` and servers take it over. Sooner it can be taken
+with ``--steal``. Who wants less sets the attribute in the class, for all processes alike: a process that stands still
+for longer than the lease (a frozen Lambda environment, a laptop that sleeps) loses its runs to whoever asks, and is
+stopped at its next append by the claim number. Nothing else depends on the lease. A store that knows better overrides
+``own``, ``disown`` and ``is_alive``.
 
 Known holes
 -----------
@@ -75,8 +78,9 @@ class KeyStore(Store):
     flows or tasks: locks are held around them. A child made by fork uses the same object.
 
     Attributes: ``location`` names the store in messages. ``lease_seconds``: so long after its last sign of life an
-    owner is alive. ``follow_seconds``: the pause between two looks at a run that another process writes.
-    ``is_private``: nobody but this user can write there, so that pickles from it may be opened.
+    owner is alive, and a killed run Running; to be set in the class. ``follow_seconds``: the pause between two looks at
+    a run that another process writes. ``is_private``: nobody but this user can write there, so that pickles from it may
+    be opened.
     """
 
     lease_seconds: float = 30.0
@@ -140,6 +144,7 @@ class KeyStore(Store):
     def append(
         self, run_id: str, bodies: list[Body], *, expect: int, epoch: int | None = None, time_us: int | None = None
     ) -> int:
+        self._lease.renew_without_thread()
         return self._log(run_id).append(bodies, expect, epoch, time.time_ns() // 1000 if time_us is None else time_us)
 
     def read(self, run_id: str, position: int = 0) -> Reading:
@@ -332,6 +337,7 @@ class _Lease:
         self._owned = 0
         self._stop = threading.Event()  # of the present thread
         self._thread: threading.Thread | None = None
+        self._renewed = 0.0
         self.token: str | None = None
 
     def own(self) -> str:
@@ -341,8 +347,13 @@ class _Lease:
                 token, stop = os.urandom(16).hex(), threading.Event()
                 self._renew(token)  # precedes every claim that names it
                 thread = threading.Thread(target=self._run, args=(token, stop), name="microflow lease", daemon=True)
-                thread.start()
-                self.token, self._thread, self._stop = token, thread, stop
+                try:
+                    thread.start()
+                except RuntimeError:  # none can be started here
+                    self._thread = None
+                else:
+                    self._thread = thread
+                self.token, self._stop = token, stop
             self._owned += 1
             return self.token
 
@@ -364,7 +375,16 @@ class _Lease:
             if not self._store.is_alive(key[7:]):
                 self._store.remove(key)
 
+    def renew_without_thread(self) -> None:
+        """Called before each append: renew where no thread does."""
+        token = self.token
+        if token is None or self._thread is not None:
+            return
+        if time.monotonic() - self._renewed >= self._store.lease_seconds / 4:
+            self._renew(token)
+
     def _renew(self, token: str) -> None:
+        self._renewed = time.monotonic()
         self._store.put(f"owners/{token}", b"%d" % time.time_ns())
 
     def _run(self, token: str, stop: threading.Event) -> None:

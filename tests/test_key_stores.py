@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -313,6 +314,22 @@ def test_a_lease_is_renewed_while_a_run_is_owned(store, monkeypatch):
     store.disown(token)
 
 
+def test_without_threads_appends_renew_the_lease(store, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    token = store.own()
+    first = store.get(f"owners/{token}")
+    store.append(RUN, [header()], expect=0)
+    assert store.get(f"owners/{token}") == first, "it is fresh"
+    monkeypatch.setattr(store, "lease_seconds", 0.0)
+    store.append(RUN, [state("1")], expect=1)
+    assert int(store.get(f"owners/{token}")) > int(first)
+    store.disown(token)
+    assert not store.scan("owners/")
+
+
 # ------------------------------------------------------------------------------------------------ runs on them
 
 
@@ -355,6 +372,33 @@ def test_a_flow_on_sqlite_is_killed_and_resumed_by_another_process(tmp_path, pri
         assert state.result() == 60_000
         assert cli("gc", "--older-than", "0s", cwd=tmp_path, **setting).returncode == 0
         assert current_client().store.list() == []
+
+
+SHORT = f"""
+from {SqliteStore.__module__} import SqliteStore
+
+class Short(SqliteStore):
+    lease_seconds = 0.5
+"""
+
+
+def test_a_killed_run_has_crashed_when_its_lease_has_ended_and_is_resumed_like_any_other(tmp_path):
+    """Whoever waits for its end hears of it; what was completed is handed back."""
+    (tmp_path / "steps.py").write_text(SCRIPT)
+    (tmp_path / "short.py").write_text(SHORT)
+    setting = {"MICROFLOW_STORE": "short:Short"}
+    assert cli("run", "steps.py:steps", cwd=tmp_path, **setting).returncode == -signal.SIGKILL
+    wait = "import asyncio, sys; from microflow.flow_runs import wait_for_flow_run; "
+    wait += "print(asyncio.run(wait_for_flow_run(sys.argv[1])).state.type.name)"
+    (run_id,) = [run["id"] for run in json.loads(cli("ls", "--json", cwd=tmp_path, **setting).stdout)]
+    waited = subprocess.run(
+        [sys.executable, "-c", wait, run_id], cwd=tmp_path, env=environment(**setting), capture_output=True, text=True
+    )
+    assert waited.stdout == "CRASHED\n", waited.stderr
+    assert "Crashed" in cli("ls", cwd=tmp_path, **setting).stdout
+    done = cli("resume", run_id, "--code", "steps.py:steps", cwd=tmp_path, **setting)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "executed").read_text().split() == ["0", "1", "2"]
 
 
 def test_what_the_setting_names_is_called_with_the_home(private_home):

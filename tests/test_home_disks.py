@@ -139,6 +139,42 @@ def test_a_home_on_a_read_only_disk_can_be_looked_at_and_a_run_there_is_refused(
     assert (program / "executed").read_text().split() == ["0", "1"]
 
 
+READ = """
+import asyncio, sys
+from microflow import get_client
+from microflow.exceptions import ConfigurationError, StorageError
+from steps import steps
+
+run_id = sys.argv[1]
+client = get_client(sync_client=True)
+
+async def main():
+    async with get_client() as coroutines:
+        return await coroutines.read_flow_run(run_id)
+
+assert [str(run.id) for run in client.read_flow_runs()] == [run_id]
+assert client.read_flow_run(run_id) == asyncio.run(main())
+assert client.read_flow_run(run_id).state.result() == 4
+assert [run.state.name for run in client.read_task_runs(flow_run_id=run_id)] == ["Completed"] * 2
+assert len(client.read_flow_run_states(run_id)) == 3
+for write in (lambda: client.create_flow_run(steps), lambda: client.delete_flow_run(run_id), lambda: steps(3, 2)):
+    try:
+        write()
+    except (ConfigurationError, StorageError) as error:
+        print(type(error).__name__)
+"""
+
+
+def test_a_program_reads_a_home_on_a_read_only_disk_and_what_would_write_is_refused(program, private_home):
+    assert cli("run", "steps.py:steps", "--param", "size=3", "--param", "count=2", cwd=program).returncode == 0
+    (log,) = logs(private_home)
+    before = log.read_bytes()
+    done = inside(READ_ONLY, sys.executable, "-c", READ, log.stem, cwd=program, PLACE=str(private_home))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["StorageError", "StorageError", "ConfigurationError"]
+    assert log.read_bytes() == before
+
+
 def test_the_default_home_on_a_read_only_disk_is_looked_at_and_runs_go_to_the_temporary_folder(program, tmp_path):
     user = tmp_path / "user"
     (user / ".microflow").mkdir(parents=True, mode=0o700)

@@ -19,8 +19,9 @@ from microflow.ext.vendor import vendor
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "acme._vendor.flow_engine"
 
-# Tests of the checkout, not of the package: its files and what they are called, its README, and these copies.
-OF_THE_CHECKOUT = ("project", "readme", "vendor_suite")
+# Tests of the checkout, not of the package: its files and what they are called, its README, what its benchmarks print,
+# and these copies.
+OF_THE_CHECKOUT = ("project", "readme", "benchmarks", "vendor_suite")
 
 RENAMED = [
     (r"\bfrom microflow\b", f"from {NAME}"),
@@ -42,15 +43,14 @@ def program(tmp_path: Path) -> Path:
     vendor(tmp_path / "acme" / "_vendor", "flow_engine")
     (tmp_path / "acme" / "__init__.py").touch()
     (tmp_path / "acme" / "_vendor" / "__init__.py").touch()
-    for folder in ("tests", "benchmarks"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     examples = tmp_path / "acme" / "_vendor" / "flow_engine" / "examples"  # no part of a copy, but of some tests
     shutil.copytree(ROOT / "microflow" / "examples", examples, ignore=shutil.ignore_patterns("__pycache__"))
     for name in OF_THE_CHECKOUT:
         (tmp_path / "tests" / f"test_{name}.py").unlink()
-    modules = [*tmp_path.glob("tests/*.py"), *tmp_path.glob("benchmarks/*.py"), *examples.glob("*.py")]
+    modules = [*tmp_path.glob("tests/*.py"), *examples.glob("*.py")]
     for path in (*modules, tmp_path / "README.md"):
         text = path.read_text()
         for pattern, replacement in RENAMED:

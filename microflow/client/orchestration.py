@@ -19,6 +19,7 @@ from .._waits import now_us
 from ..entrypoints import entrypoint_of
 from ..events import Record
 from ..exceptions import (
+    ConfigurationError,
     Conflict,
     NotPausedError,
     ObjectNotFound,
@@ -26,7 +27,7 @@ from ..exceptions import (
     StorageError,
 )
 from ..log import FORMAT, FORMAT_VERSION
-from ..settings import current_settings, resolve_home
+from ..settings import current_settings, readable_home, resolve_home
 from ..states import Pending, Scheduled, State
 from ..stores import FileStore, MemoryStore, Store, make_store
 from .coroutines import Client as Client
@@ -489,8 +490,16 @@ def current_client() -> SyncClient:
 
 
 def get_client(sync_client: bool = False) -> Any:
-    """The client of the current home: coroutines and ``async with`` by default, plain calls with `sync_client`."""
-    client = current_client()
+    """The client of the current home: coroutines and ``async with`` by default, plain calls with `sync_client`. A home
+    that can be read but not written is read; what would write there raises StorageError."""
+    try:
+        client = current_client()
+    except ConfigurationError:
+        home = readable_home()
+        if home is None or current_settings().store is not None:
+            raise
+        with _lock:
+            client = _clients.setdefault((home, "read", True, None), SyncClient(FileStore(home)))
     return client if sync_client else Client(client)
 
 

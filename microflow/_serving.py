@@ -31,7 +31,7 @@ from .client.deferred import carried_by
 from .context import tags
 from .entrypoints import entrypoint_of
 from .exceptions import Abort, Pause, describe
-from .flow_engine import run_flow
+from .flow_engine import FlowRunEngine, run_flow
 from .states import State, exception_to_failed_state
 from .task_engine import run_call
 from .task_runs import has_ended
@@ -83,6 +83,9 @@ class Work(Protocol):
 
     def end(self, state: State[Any]) -> State[Any] | None:
         """Record a final state of a run that cannot be run, unless it has one; the state that it has then."""
+
+    def call_hooks(self) -> None:
+        """Call the hooks for a crash."""
 
 
 def failure(error: BaseException) -> State[Any]:
@@ -174,6 +177,10 @@ class DeferredWork:
             state.state_details.task_run_id = task_run.id
             self._live.propose_task(task_run, state, force=True)
         return task_run.state
+
+
+    def call_hooks(self) -> None:
+        """None: what a task is told is how its function ended."""
 
 
 def _retries_of(run: Run) -> int:
@@ -270,6 +277,41 @@ class FlowWork:
         if not has_ended(self._live.flow_run.state):
             self._live.propose(state, force=True)
         return self._live.flow_run.state
+
+
+    def call_hooks(self) -> None:
+        """Call the hooks for a crash, in a context without parameters: they may be what cannot be had."""
+        FlowRunEngine(self.flow, {}, self._live.flow_run, live=self._live).call_hooks()
+
+
+class GivenUp:
+    """A claimed run that is not run any more: its end is recorded, then its hooks are called. Dying in between, they
+    are not called, as everywhere; dying before, the next worker does both."""
+
+    isasync = False
+
+    def __init__(self, work: Work, state: State[Any]) -> None:
+        self.key = work.key
+        self._work = work
+        self._state = state
+
+    def run(self) -> State[Any] | None:
+        """Give it up, in this thread."""
+        state = self._work.end(self._state)
+        self._work.call_hooks()
+        return state
+
+    async def run_async(self) -> State[Any] | None:
+        """Never called: hooks may block."""
+        return self.run()
+
+    def end(self, state: State[Any]) -> State[Any] | None:
+        """See :class:`Work`."""
+        return self._work.end(state)
+
+    def call_hooks(self) -> None:
+        """See :class:`Work`."""
+        self._work.call_hooks()
 
 
 class AllOf:

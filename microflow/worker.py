@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._candidates import Candidates
 from ._pool import LoopThread, Pool, PoolSlot
-from ._serving import AllOf, DeferredTasks, Leaving, ServedFlows, Serving, ToBeDeployed, Work, failure
+from ._serving import AllOf, DeferredTasks, GivenUp, Leaving, ServedFlows, Serving, ToBeDeployed, Work, failure
 from ._sweep import Sweep
 from ._waits import SLOT, AsyncioWaits, choose_async, now_us, to_datetime
 from .client.orchestration import current_client, host_name
@@ -262,15 +262,16 @@ class Worker:
             return False
         try:
             work = self._serving.work(live, self._leaving)
+            if len(live.run.former_owners) > MOST_TAKEOVERS:
+                work = GivenUp(work, _given_up(live))
             job = _Job(self, work, live)
-            given_up = work.end(_given_up(live)) if len(live.run.former_owners) > MOST_TAKEOVERS else None
         except BaseException:  # nobody has it then: the next worker is to see
             self.client.abandon(live)
             raise
         with self._lock:
             self.in_flight_task_runs.setdefault(work.key, {})[live.run.flow_run.id] = _now()
-        if given_up is not None or not pool.put(job):  # or the worker was stopped at this moment
-            job.let_go(given_up)
+        if not pool.put(job):  # the worker was stopped at this moment
+            job.let_go(None)
         return True
 
     def _finished(self, job: _Job, live: LiveRun, again: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from microflow import flow, pause_flow_run, suspend_flow_run, task
+from microflow.context import FlowRunContext
 
 
 @flow
@@ -39,7 +40,14 @@ def two_steps(folder: str) -> list[str]:
     return [first, step(folder, "second")]
 
 
-@flow
+def _note_crash(flow: Any, flow_run: Any, state: Any) -> None:
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run.id == flow_run.id
+    (Path(flow_run.parameters["folder"]) / f"given-up.{state.name}.1").touch()
+
+
+@flow(on_crashed=[_note_crash])
 def deadly(folder: str) -> None:
     """Takes its process along."""
     step(folder, "begun")

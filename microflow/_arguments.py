@@ -252,7 +252,7 @@ class Parameters:
         if not parameters.keys() <= set(self.names) or any(
             name not in parameters and name not in defaults and name not in variadic for name in self.names
         ):
-            raise SignatureMismatchError.from_names(self.names, list(parameters))
+            raise SignatureMismatchError.from_names(self.name, self.names, list(parameters))
         args = [parameters[name] if name in parameters else defaults[name] for name in self.positional]
         kwargs = {name: parameters[name] for name in self.keyword_only if name in parameters}
         if self.var_positional is not None:

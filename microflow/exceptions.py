@@ -124,9 +124,9 @@ class SignatureMismatchError(MicroflowException, TypeError):
     """Stored or given parameter names that the function does not have."""
 
     @classmethod
-    def from_names(cls, expected: Sequence[str], given: Sequence[str]) -> SignatureMismatchError:
-        """The error that lists what the function takes beside what it was given."""
-        return cls(f"the function takes the parameters {list(expected)}, but was given {list(given)}")
+    def from_names(cls, name: str, expected: Sequence[str], given: Sequence[str]) -> SignatureMismatchError:
+        """The error that lists what the function `name` takes beside what it was given."""
+        return cls(f"{name}() takes the parameters {list(expected)}, but was given {list(given)}")
 
 
 class ReservedArgumentError(MicroflowException, TypeError):

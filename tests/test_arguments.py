@@ -210,7 +210,7 @@ def test_binding_a_call_of_a_plain_function_does_not_load_inspect():
 
 
 def test_unknown_names_and_missing_ones_are_refused_with_both_lists():
-    with pytest.raises(SignatureMismatchError, match=r"\['x', 'y'\], but was given \['x', 'q'\]"):
+    with pytest.raises(SignatureMismatchError, match=r"^plain\(\) takes .*\['x', 'y'\], but was given \['x', 'q'\]"):
         Parameters(plain).call_arguments({"x": 1, "q": 2})
     with pytest.raises(SignatureMismatchError, match=r"was given \['y'\]"):
         Parameters(plain).call_arguments({"y": 1})

@@ -46,6 +46,7 @@ BUDGETS = {
     "open_log": Budget(8.0, "microflow"),
     "list_runs": Budget(1.0, "microflow"),
     "show_run": Budget(2.0, "microflow"),
+    "disk_group": Budget(0.333, "ratio"),
     "hash_inputs": Budget(1.0, "microflow"),
     "wheel": Budget(150.0, "microflow"),
     "lambda_cold_start": Budget(60.0, "above"),

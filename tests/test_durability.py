@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from microflow import _files, flow, task
 from microflow.client.orchestration import current_client
 from microflow.context import TaskRunContext
+from microflow.log import GATHER
 from microflow.task_runners import ThreadPoolTaskRunner
 from microflow.task_runs import FlowRunWatch, TaskRunWaiter
 from tests.support import PATIENCE, Colour, both
@@ -84,6 +87,29 @@ def test_one_sync_serves_all_threads_that_wait(file):
         return total
 
     assert body() == 140
+
+
+def test_who_syncs_lets_others_gather_only_after_several_came_along(file, monkeypatch):
+    """Otherwise it would wait for nobody."""
+    waits: list[float] = []
+    monkeypatch.setattr("microflow.log.time", SimpleNamespace(sleep=waits.append, time_ns=time.time_ns))
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=8))
+    def body() -> None:
+        for x in range(20):
+            square(x)
+        assert waits == []
+        file.before_sync = lambda: file.wait_for(b'"type":"COMPLETED"', 28)
+        for future in [square.submit(x) for x in range(100, 108)]:
+            future.result()
+        file.before_sync = lambda: None
+        square(7)
+        assert set(waits) == {GATHER}
+        waits.clear()
+        square(8)
+
+    body()
+    assert waits == []
 
 
 def test_a_result_is_handed_out_when_its_end_is_on_the_disk(file):

@@ -468,7 +468,8 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
                     await settle(self.call_hooks())
                 raise
             await self._leave(runner)
-            if error is not None and error is live.refused and not isinstance(error, RecordTooLarge):
+            refused = error is live.refused or getattr(error, "stopped_a_run", False)
+            if error is not None and refused and not isinstance(error, RecordTooLarge):
                 raise error  # the log takes nothing any more: to be resumed, not to be recorded as anybody's failure
             if isinstance(error, TimeoutError) and not isinstance(error, MicroflowException):
                 await settle(self.handle_timeout(error))

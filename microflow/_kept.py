@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._tagged_json import add_tag
 from ._typing_only import Protocol
-from .exceptions import MissingResult, SerializationError, StorageError
+from .exceptions import MissingResult, NoSpace, SerializationError, StorageError
 from .serializers import default_resolver, import_resolver, pack, to_json, unpack
 from .states import State, Value
 
@@ -54,7 +54,7 @@ def keep(
     """The record member that keeps `value`, or None when it cannot be kept. May write a result file,
     which happens before the caller appends the record: a record never names a file that is not there.
     `name` is the task's or flow's, for the warning, which also says `what` is not kept; None for no warning.
-    `whole` keeps what is larger than the limit, too."""
+    `whole` keeps what is larger than the limit, too. NoSpace when there is no room for it."""
     kind = type(value)
     if kind in _PLAIN or (kind is int and -(1 << 53) < value < 1 << 53) or (kind is str and len(value) < 1024):
         return {"json": value}  # what most tasks return needs no second look (saves 3 µs of 60 per task)
@@ -77,6 +77,8 @@ def keep(
         return None
     try:
         return {"file": store.put_result(run_id, packed), "size": len(packed), "format": form}
+    except NoSpace:
+        raise
     except StorageError as problem:
         _warn(what, name, f"cannot be kept for re-execution: {problem}")
         return None

@@ -264,6 +264,9 @@ class StorageError(MicroflowException):
 class NoSpace(StorageError):
     """A write was refused or fell short and was undone: nothing was recorded, the log is intact."""
 
+    #: whether a run could not be recorded for want of room: it is to be resumed then, and has not failed
+    stopped_a_run = False
+
 
 class IndeterminateAppend(StorageError):
     """A write or sync failed and could not be undone. The log must be opened anew before it is used again."""

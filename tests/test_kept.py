@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from microflow import _kept, flow, get_client, task
 from microflow._kept import INLINE_LIMIT, KEEP_LIMIT, KeptResult, keep
-from microflow.exceptions import MissingResult, NoSpace, SerializationError
+from microflow.exceptions import MissingResult, NoSpace, SerializationError, StorageError
 from microflow.states import Value
 from microflow.stores import FileStore, MemoryStore, Store
 
@@ -211,13 +211,22 @@ def test_where_warnings_are_errors_the_run_completes_and_it_is_logged(store, cap
     assert "the result of 'task' cannot be kept" in caplog.text
 
 
-def test_a_full_disk_means_not_kept_and_raises_nothing(store, monkeypatch):
+def test_storage_that_refuses_a_result_means_not_kept_and_raises_nothing(store, monkeypatch):
+    def refuse(run_id: str, data: bytes) -> str:
+        raise StorageError("the folder is gone")
+
+    monkeypatch.setattr(store, "put_result", refuse)
+    with pytest.warns(RuntimeWarning, match="the folder is gone"):
+        assert keep("x" * INLINE_LIMIT, RUN, store, "task") is None
+
+
+def test_a_full_disk_is_no_reason_to_leave_a_result_out(store, monkeypatch):
     def full(run_id: str, data: bytes) -> str:
         raise NoSpace("the disk is full")
 
     monkeypatch.setattr(store, "put_result", full)
-    with pytest.warns(RuntimeWarning, match="the disk is full"):
-        assert keep("x" * INLINE_LIMIT, RUN, store, "task") is None
+    with pytest.raises(NoSpace, match="the disk is full"):
+        keep("x" * INLINE_LIMIT, RUN, store, "task")
 
 
 # ------------------------------------------------------------------------------------------------ loading

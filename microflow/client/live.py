@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .._kept import KeptResult, keep
 from .._waits import now_us, to_datetime
 from ..events import Record
-from ..exceptions import Conflict, Fenced, LogError, StorageError
+from ..exceptions import Conflict, Fenced, LogError, NoSpace, StorageError
 from ..states import AwaitingRetry, State, StateType, Value
 from ..transitions import flow_verdict, task_verdict
 from .fold import Run, TaskHistory, note_record, state_record, task_record
@@ -128,7 +128,7 @@ class LiveRun:
         name = self.flow_run.flow_name
         result = None
         if state.type in FINAL and self.keep_results:
-            result = _kept(state, self.run_id, self.store, name)
+            result = self._kept(state, name)
 
         def decide() -> tuple[Answer, list[dict[str, Any]]]:
             answer = self._judge(state, force)
@@ -262,7 +262,7 @@ class LiveRun:
         run_id = task_run.text
         result = None
         if state.type in FINAL and self.keep_results:
-            result = _kept(state, self.run_id, self.store, task_run.task_key)
+            result = self._kept(state, task_run.task_key)
 
         def decide() -> tuple[Answer, list[dict[str, Any]]]:
             if self.run.tasks:
@@ -304,6 +304,18 @@ class LiveRun:
         if task_run.text in self.live and present is not None and present.type is not StateType.PENDING:
             return None
         return Answer(Answer.WAIT, present, reason)
+
+    def _kept(self, state: State[Any], name: str) -> dict[str, Any] | None:
+        try:
+            return _kept(state, self.run_id, self.store, name)
+        except NoSpace as refused:
+            self._note_refusal(refused)
+            raise
+
+    def _note_refusal(self, refused: Exception) -> None:
+        self.refused = refused
+        if isinstance(refused, NoSpace):  # there may be several, of several threads
+            refused.stopped_a_run = True
 
     def _take_in(self, task_run: TaskRun) -> None:
         """Bring the object up to what the fold knows of it: an interrupt may have fallen between an append and its
@@ -361,7 +373,11 @@ class LiveRun:
         Precedes the end of the attempt that made them: dying before it, they were not logged and run again with
         it; dying after it, those that ended are handed back."""
         for data in files:
-            self.store.put_result(self.run_id, data)
+            try:
+                self.store.put_result(self.run_id, data)
+            except NoSpace as refused:
+                self._note_refusal(refused)
+                raise
         for bodies in pieces:
 
             def decide(bodies: list[dict[str, Any]] = bodies) -> tuple[None, list[dict[str, Any]]]:
@@ -404,7 +420,7 @@ class LiveRun:
                     self._catch_up()
                     continue
                 except (LogError, StorageError) as refused:
-                    self.refused = refused
+                    self._note_refusal(refused)
                     raise
                 for task_run, state in entering:
                     self._entered(task_run, state)

@@ -210,6 +210,10 @@ class AssetContext(ContextModel):
             )
         self.metadata[asset_key] = {**self.metadata.get(asset_key, {}), **metadata}
 
+    def plain_metadata(self) -> dict[str, dict[str, Any]]:
+        """What was added to each asset, as JSON that is short enough to be noted."""
+        return {key: _plain_metadata(metadata) for key, metadata in self.metadata.items()}
+
     # ------------------------------------------------------------------------------------------ events
 
     def events(self, state: State[Any]) -> list[dict[str, Any]]:

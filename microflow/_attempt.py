@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from contextvars import Context
 
+    from ._assets import AssetContext
     from .client.live import LiveRun
     from .transactions import Transaction
 
@@ -89,6 +90,7 @@ class _Attempt:
         self.emit = emit if emit is not None else self.logs.append
         self.live: LiveRun | None = None
         self.position = 0
+        self.assets: AssetContext | None = None
 
     def run(self) -> bytes:
         """Run it; the outcome envelope."""
@@ -113,6 +115,7 @@ class _Attempt:
             "files": list(files),
             "calls": {} if live is None else {call.hex(): number for call, number in live.calls_made().items()},
             "main": names_of_main(self.header["main"]),
+            "assets": {} if self.assets is None else self.assets.plain_metadata(),
         }
         return join(outcome, [blob, *files.values()])
 
@@ -131,11 +134,21 @@ class _Attempt:
             if any(header["context"][part].get("log_prints") for part in ("flow_run_context", "task_run_context")):
                 effective_log_prints(True)  # the contexts say of which runs; this is what looks at them
             args, kwargs = task.parameters.call_arguments(parameters)
-            with self._transaction() as transaction:
+            with self._asset_context(), self._transaction() as transaction:
                 value = _listed(finish(BlockingWaits().call(task.fn, *args, **kwargs)).unwrap())
                 if transaction is not None and transaction.children and _is_failure(value):
                     transaction.rollback()
             return value
+
+    def _asset_context(self) -> AbstractContextManager[Any]:
+        """What takes the metadata that the task adds to assets. The events are its owner's to note."""
+        made = self.header.get("assets")
+        if made is None:
+            return nullcontext()
+        from ._assets import Asset, AssetContext  # only for tasks that have to do with assets
+
+        self.assets = AssetContext(downstream_assets=[Asset(key) for key in made])
+        return self.assets
 
     def _transaction(self) -> AbstractContextManager[Transaction | None]:
         """What the calls of this attempt are committed or rolled back with, before its owner does so with its own."""

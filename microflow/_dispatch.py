@@ -64,6 +64,8 @@ R = TypeVar("R")
 
 #: the module that every program with transactions has loaded
 TRANSACTIONS = f"{__name__.rpartition('.')[0]}.transactions"
+#: and the one of those with assets
+ASSETS = f"{__name__.rpartition('.')[0]}._assets"
 
 #: why a worker was killed whose run was cancelled
 CANCELLED = "the run was cancelled"
@@ -91,6 +93,13 @@ def _needs_resolving(value: Any) -> bool:
     if isinstance(value, (allow_failure, opaque, quote, unmapped)):
         return True
     return bool(find(value, (RunFuture, State, allow_failure, opaque, quote, unmapped)))
+
+
+def _assets_made() -> list[str] | None:
+    """The keys of the assets that the current task makes; None if it has to do with none."""
+    assets: Any = sys.modules.get(ASSETS)
+    context = None if assets is None else assets.AssetContext.get()
+    return None if context is None else [asset.key for asset in context.downstream_assets]
 
 
 class Carrier(Protocol):
@@ -177,6 +186,7 @@ class DispatchingTaskRunEngine(SyncTaskRunEngine[R]):
             "history": {"records": records, "dropped": dropped, "files": list(files)},
             "levels": levels(),
             "transactions": TRANSACTIONS in sys.modules,
+            "assets": _assets_made(),
         }
         blobs = [] if fn is None else [fn[1]]
         return join(header, [*blobs, *(data for _, data in arguments.values()), *files.values()])
@@ -188,6 +198,8 @@ class DispatchingTaskRunEngine(SyncTaskRunEngine[R]):
         for record in header["logs"]:
             self._on_log(record)
         self._calls_made = header["calls"]
+        for key, metadata in header.get("assets", {}).items():
+            sys.modules[ASSETS].add_asset_metadata(key, metadata)
         reported = checked_news(header["news"])
         if reported and self._live is not None:
             self._live.append_reported(parts(reported), blobs[1:])

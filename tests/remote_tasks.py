@@ -17,6 +17,7 @@ from typing import Any
 
 from microflow import flow, get_run_logger, task
 from microflow._waits import SLOT
+from microflow.assets import add_asset_metadata, materialize
 from microflow.context import FlowRunContext, TaskRunContext, current_tags
 from microflow.flow_runs import pause_flow_run
 from microflow.settings import current_settings
@@ -343,6 +344,15 @@ def what_is_current():
     while around is not None:
         depth, around = depth + 1, around.get_parent()
     return {"slot": SLOT.get() is not None, "transactions": depth}
+
+
+@materialize("s3://made/here")
+def make_asset(fails=False):
+    """Adds metadata to the asset that it makes, some of it no JSON."""
+    add_asset_metadata("s3://made/here", {"rows": 3})
+    add_asset_metadata("s3://made/here", {"shape": Point(1, 2)})
+    if fails:
+        raise ValueError("after it")
 
 
 @task

@@ -320,3 +320,14 @@ def test_a_submitted_generator_gives_the_list_of_its_items(runner_kind, run):
 
     assert run(runner_kind, body) == ([0, 1, 2], [0, 1, 2])
     assert task_states("generated") == [["Pending", "Running", "Completed"]]
+
+
+@each(KINDS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_metadata_that_a_task_adds_to_its_asset_is_noted_with_it(runner_kind, fails, run):
+    run(runner_kind, lambda: remote.make_asset.submit(fails).wait())
+    (flow_run,) = current_client().read_flow_runs()
+    (event,) = current_client().read_asset_events(flow_run_id=flow_run.id)
+    assert event.event == f"asset.materialization.{'failed' if fails else 'succeeded'}"
+    assert event.metadata["rows"] == 3
+    assert "1" in str(event.metadata["shape"])

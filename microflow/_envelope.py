@@ -17,7 +17,8 @@ An envelope is four bytes with the length of a JSON header, the header, and then
 lists. Members of a call's header: ``attempt`` (drawn anew for each attempt, so no two envelopes are equal),
 ``origin`` (the sending process), ``task``, ``parameters`` (name and form of each), ``main``, ``context``
 (``serialize_context``), ``calls``, ``history``, ``levels``, ``transactions``, ``assets``. Of an outcome's:
-``attempt``, ``kind``, ``form``, ``logs``, ``calls``, ``news``, ``main``, ``assets``. Both sides are the same version of the same code.
+``attempt``, ``kind``, ``form``, ``logs``, ``calls``, ``news``, ``main``, ``assets``. Both sides are the same
+version of the same code.
 
 The main program's module has another name on each side (``__main__`` here, the script's own name or
 ``__mp_main__`` there): the header's ``main`` tells, and classes are found through it.

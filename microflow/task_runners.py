@@ -248,7 +248,7 @@ class ExecutorTaskRunner(DispatchingTaskRunner):
     lost, as CRASHED."""
 
     def __init__(self, executor: Executor | Callable[[], Executor], max_workers: int | None = None) -> None:
-        given = hasattr(executor, "submit")
+        given = hasattr(executor, "submit") and not isinstance(executor, type)  # a class of executors makes one
         if not given and not callable(executor):
             raise TypeError(f"executor must be an Executor or a function that makes one, got {executor!r}")
         if max_workers is None:

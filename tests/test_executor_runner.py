@@ -101,6 +101,10 @@ class TestWhoseItIs:
         with pytest.raises(RuntimeError):
             executor.submit(int)
 
+    def test_a_class_of_executors_is_a_factory(self):
+        runner = ExecutorTaskRunner(concurrent.futures.ThreadPoolExecutor, 2)
+        assert in_flow(lambda: remote.add.map([1, 2]).result(), runner) == [2, 3]
+
     def test_many_threads_at_once_make_one(self):
         making = Gauge()
 

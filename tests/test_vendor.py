@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipapp
@@ -185,6 +186,42 @@ def test_a_run_of_one_copy_is_shown_and_resumed_by_another(copy, tmp_path):
     assert original["result"] == 14
 
 
+RESUMED = """
+import importlib, os, signal
+engine = importlib.import_module(os.environ["ENGINE"])
+
+@engine.task
+def square(number):
+    with open("executed", "a") as file:
+        file.write(f"{number}\\n")
+    return number * number
+
+@engine.flow
+def squares():
+    total = square(2) + square(3)
+    if not os.path.exists("killed"):
+        open("killed", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return total + square(4)
+"""
+
+
+def test_a_killed_run_of_one_copy_is_resumed_by_another(copy):
+    """As by a program that went on to a newer copy under another name; what had ended is handed back."""
+    vendor(vendored(copy), "second")
+    (copy / "killed.py").write_text(RESUMED)
+    command = [sys.executable, "-m", f"{NAME}", "run", "killed.py:squares"]
+    done = subprocess.run(command, cwd=copy, env={**os.environ, "ENGINE": NAME}, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    second = "depot._vendor.second"
+    (report,) = json.loads(run(sys.executable, "-m", second, "ls", "--json", cwd=copy))
+    assert report["state_type"] == "CRASHED"
+    command = [sys.executable, "-m", second, "resume", report["id"], "--json"]
+    done = subprocess.run(command, cwd=copy, env={**os.environ, "ENGINE": second}, capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stdout)["result"]) == (0, 29), done.stderr
+    assert (copy / "executed").read_text().split() == ["2", "3", "4"]
+
+
 def test_two_copies_in_one_process_do_not_disturb_each_other(copy):
     """Contexts, loggers and registries are each copy's own: a flow of the one is no parent of the other's."""
     vendor(vendored(copy), "second")
@@ -260,6 +297,18 @@ def audited(program: str, folder: Path) -> list[str]:
 def test_importing_starts_nothing_and_opens_nothing_but_code(tmp_path):
     loaded = [] if sys.version_info >= (3, 11) else ["subprocess"]  # by the uuid module of 3.10, through platform
     assert audited("import microflow; microflow.flow, microflow.task", tmp_path) == ["[]", f"1 {loaded}"]
+
+
+def test_importing_any_module_starts_nothing_and_opens_nothing_but_code(tmp_path):
+    package = Path(microflow.__file__).parent
+    paths = [path.relative_to(package).with_suffix("") for path in package.rglob("*.py")]
+    dotted = sorted(".".join(path.parts) for path in paths if path.parts[0] != "examples")
+    names = [f"microflow.{name}".removesuffix(".__init__") for name in dotted]
+    names.remove("microflow.__main__")
+    assert len(names) > 100
+    program = f"import importlib\nfor name in {names}: importlib.import_module(name)"
+    seen, threads = audited(program, tmp_path)
+    assert (seen, threads.partition(" ")[0]) == ("[]", "1")
 
 
 @pytest.mark.parametrize(

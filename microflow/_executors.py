@@ -51,6 +51,9 @@ class ExecutorCarrier:
         self._lock = threading.Lock()
         self._executor = executor
         self._made: threading.Event | None = None  # set while somebody makes an executor
+        # of the executor that the factory made, if it tells its size: as many as it has workers, so that no attempt
+        # waits in its queue, where time counts
+        self._slots: threading.Semaphore | None = None
         #: how often a broken executor was replaced
         self.rebuilt = 0
         # attempts that were given up and may go on
@@ -75,7 +78,28 @@ class ExecutorCarrier:
     ) -> bytes:
         """See ``_dispatch.Carrier``. The clock of `timeout` runs from the moment when the executor was given the
         attempt: what waits in a queue of the executor's own loses time there."""
-        executor = self._current()
+        executor, slots = self._admitted()
+        try:
+            return self._carried_by(executor, payload, timeout)
+        finally:
+            if slots is not None:
+                slots.release()
+
+    def _admitted(self) -> tuple[Executor, threading.Semaphore | None]:
+        """The executor, once it has a worker for another attempt, and what is to be released when that is over."""
+        while True:
+            executor = self._current()
+            with self._lock:
+                slots = self._slots
+            if slots is None:
+                return executor, None
+            slots.acquire()
+            with self._lock:
+                if self._slots is slots and self._executor is executor:
+                    return executor, slots
+            slots.release()  # that executor broke meanwhile, or was shut down
+
+    def _carried_by(self, executor: Executor, payload: bytes, timeout: float | None) -> bytes:
         done = threading.Event()
         try:
             handle = executor.submit(run_envelope, payload)
@@ -128,8 +152,10 @@ class ExecutorCarrier:
                     _load_for_forks()
                 return executor
             finally:
+                size = None if executor is None else size_of(executor)
                 with self._lock:
                     self._executor, self._made = executor, None
+                    self._slots = None if size is None else threading.Semaphore(size)
                 made.set()
 
     def _is_broken(self, executor: Executor) -> None:
@@ -137,7 +163,7 @@ class ExecutorCarrier:
         with self._lock:
             if self._factory is None or self._executor is not executor:
                 return
-            self._executor = None
+            self._executor = self._slots = None
             self.rebuilt += 1
         _shut_down(executor, wait=False, kill=True)
 
@@ -152,7 +178,7 @@ class ExecutorCarrier:
         if self._factory is None:
             return
         with self._lock:
-            executor, self._executor = self._executor, None
+            executor, self._executor, self._slots = self._executor, None, None
             overrun = bool(self._overrun)
         if executor is not None:
             _shut_down(executor, wait=wait, kill=overrun or not wait)

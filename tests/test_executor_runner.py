@@ -230,6 +230,9 @@ class TestWhatIsNotBelieved:
 
         in_flow(lambda: remote.sleep.map([0.01] * 12).wait(), ExecutorTaskRunner(lambda: Counting(8), 3))
         assert gauge.most <= 3
+        gauge.most = 0
+        in_flow(lambda: remote.sleep.map([0.01] * 12).wait(), ExecutorTaskRunner(lambda: Counting(2), 12))
+        assert gauge.most <= 2, "what a factory made tells how many workers it has"
 
 
 # ------------------------------------------------------------------------------------------ what workers need not have

@@ -7,8 +7,14 @@ that name as long as it owns any run. The lock ends when the process ends, howev
 lock the file knows that the owner is dead. No clock, no heartbeat and no process id is asked. This is
 about liveness only: that a claim which was taken over is worth nothing is the claim number's work (log.py).
 
+Between two runs of a process the file and its descriptor are kept, without the lock: making and removing a file for
+each run takes 0.1 ms, and ten times that on a file system that passes over what was removed a moment ago (ext4).
+Without the lock it is a dead owner's like any other. Whoever sweeps removes it, under a shared lock of its own, and the
+next run draws a new token. A token is not used again when a claim stands under it that was not released.
+
 Known holes. Without ``fcntl`` (Windows, Pyodide) only the tokens of this very object count as alive. A process that is
-killed leaves its file behind, until the next process that owns a run sweeps it away.
+killed leaves its file behind, until the next process that owns a run sweeps it away; so does one that ends by
+``os._exit``.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import weakref
 
 from . import _files
 from ._media import storage_error
@@ -33,19 +40,37 @@ class Owners:
         self.token: str | None = None
         self.descriptor = -1
         self._owned = 0
+        self._spent = False  # a run was left under the present token without a release
+        self._kept: weakref.finalize[..., Owners] | None = None  # removes the file that is kept, when it is called
+        self._idle: tuple[str, int] | None = None  # token and descriptor of that file
 
     def own(self) -> str:
         """The token of this process, which is alive from now on. Call :meth:`disown` as often as this."""
         with self._mutex:
             if self.token is None:
                 try:
-                    _files.make_private_folder(self._folder, durable=self._durable)
-                    self._sweep()
-                    self.token, self.descriptor = self._draw()
+                    self.token, self.descriptor = self._take_up() or self._begin()
                 except OSError as error:
                     raise storage_error(error, self._folder) from error
             self._owned += 1
             return self.token
+
+    def _begin(self) -> tuple[str, int]:
+        _files.make_private_folder(self._folder, durable=self._durable)
+        self._sweep()
+        return self._draw()
+
+    def _take_up(self) -> tuple[str, int] | None:
+        """The token that this process had before, and its file, if nobody has swept it away."""
+        kept, idle, self._kept, self._idle = self._kept, self._idle, None, None
+        if kept is None or idle is None:
+            return None
+        # in this order: who sweeps holds a lock until the file has no name
+        if _files.try_lock(idle[1]) and _files.stat_open(idle[1]).st_nlink == 1:
+            kept.detach()
+            return idle
+        kept()
+        return None
 
     def _draw(self) -> tuple[str, int]:
         while True:
@@ -60,37 +85,38 @@ class Owners:
             finally:
                 if not ours:
                     _files.close(descriptor)
-                    self._unlink(path)
+                    _unlink(path)
             if ours:
                 return token, descriptor
 
     def _sweep(self) -> None:
         """Remove the files of dead owners: a token without a file is dead just the same."""
         for name in _files.list_folder(self._folder):
-            if re.fullmatch(_TOKEN, name) and not self._is_locked(name):
-                self._unlink(os.path.join(self._folder, name))
+            if re.fullmatch(_TOKEN, name):
+                self._is_locked(name, sweep=True)
 
-    def _unlink(self, path: str) -> None:
-        try:
-            _files.unlink(path)
-        except FileNotFoundError:
-            pass  # somebody else swept
-
-    def disown(self, token: str) -> None:
-        """One run less is owned under this token. Without effect for the token of another process."""
+    def disown(self, token: str, *, released: bool = False) -> None:
+        """One run less is owned under this token; `released` says that its log says so. Without effect for the token of
+        another process."""
         with self._mutex:
             if token != self.token:
                 return  # the parent process's, from before a fork
             self._owned -= 1
+            self._spent = self._spent or not released
             if self._owned:
                 return
             descriptor, self.token, self.descriptor = self.descriptor, None, -1
+            spent, self._spent = self._spent, False
+            path = os.path.join(self._folder, token)
             try:
-                self._unlink(os.path.join(self._folder, token))
+                if spent:
+                    _remove(path, descriptor)
+                else:
+                    _files.unlock(descriptor)
+                    self._idle = token, descriptor
+                    self._kept = weakref.finalize(self, _forget, path, descriptor, os.getpid())
             except OSError as error:
                 raise storage_error(error, self._folder) from error
-            finally:
-                _files.close(descriptor)
 
     def is_alive(self, token: str) -> bool:
         """Whether the process that drew this token still owns runs."""
@@ -103,13 +129,42 @@ class Owners:
         except OSError as error:
             raise storage_error(error, self._folder) from error
 
-    def _is_locked(self, token: str) -> bool:
+    def _is_locked(self, token: str, *, sweep: bool = False) -> bool:
+        """Whether somebody holds the lock; with `sweep` the file is removed if not, before anybody else can lock it."""
+        path = os.path.join(self._folder, token)
         try:
-            descriptor = _files.open_log(os.path.join(self._folder, token), writable=False)
+            descriptor = _files.open_log(path, writable=False)
         except FileNotFoundError:
             return False
         try:
             # a shared lock: two who look at the same time must not take each other for the owner
-            return not _files.try_lock(descriptor, shared=True)
+            if not _files.try_lock(descriptor, shared=True):
+                return True
+            if sweep:
+                _unlink(path)
+            return False
         finally:
             _files.close(descriptor)
+
+
+def _remove(path: str, descriptor: int) -> None:
+    try:
+        _unlink(path)
+    finally:
+        _files.close(descriptor)
+
+
+def _forget(path: str, descriptor: int, pid: int) -> None:
+    """Remove the file that is kept: nobody needs it any more. In a child made by fork it is the parent's."""
+    if pid == os.getpid():
+        try:
+            _remove(path, descriptor)
+        except OSError:
+            pass  # the home may be gone, or on a disk that cannot be written now: it is swept by others
+
+
+def _unlink(path: str) -> None:
+    try:
+        _files.unlink(path)
+    except FileNotFoundError:
+        pass  # somebody else swept

@@ -147,6 +147,10 @@ class Store:
         """One run less is owned under this token. Without effect for the token of another process."""
         raise NotImplementedError
 
+    def released(self, token: str) -> None:
+        """Like :meth:`disown`, of a run whose log says that its owner has let go."""
+        self.disown(token)
+
     def is_alive(self, token: str) -> bool:
         """Whether the process that drew this token still owns runs."""
         raise NotImplementedError
@@ -417,6 +421,9 @@ class FileStore(Store):
 
     def disown(self, token: str) -> None:
         self._owners.disown(token)
+
+    def released(self, token: str) -> None:
+        self._owners.disown(token, released=True)
 
     def is_alive(self, token: str) -> bool:
         return self._owners.is_alive(token)

@@ -212,13 +212,15 @@ class LiveRun:
         token, self.token = self.token, None
         if token is None:
             return
+        let_go = self.store.disown
         try:
             with self._lock:
                 self._append_release()
+            let_go = self.store.released
         except Fenced:  # somebody took the run meanwhile
             pass
         finally:
-            self.store.disown(token)
+            let_go(token)
             self.store.close(self.run_id)
 
     def _append_release(self) -> None:

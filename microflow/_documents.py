@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from . import _files
-from ._media import RUN_ID, check_run_id, storage_error
+from ._media import RUN_ID, check_run_id, remove_file, storage_error
 from .exceptions import NoSpace
 
 if TYPE_CHECKING:
@@ -98,14 +98,7 @@ class FileDocuments:
 
     def remove(self, name: str) -> bool:
         """Remove a document; whether it was there."""
-        path = self._path(name)
-        try:
-            _files.unlink(path)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise storage_error(error, path) from error
-        return True
+        return remove_file(self._path(name))
 
 
 class MemoryDocuments:

@@ -29,6 +29,17 @@ def storage_error(error: OSError, path: str) -> StorageError:
     return StorageError(reason)
 
 
+def remove_file(path: str) -> bool:
+    """Remove a file; whether it was there. StorageError when it cannot be removed."""
+    try:
+        _files.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return True
+
+
 def check_run_id(run_id: object) -> str:
     """No name from outside gets into a path."""
     if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):

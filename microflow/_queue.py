@@ -15,7 +15,7 @@ import os
 import time
 
 from . import _files
-from ._media import RUN_ID, check_run_id, storage_error
+from ._media import RUN_ID, check_run_id, remove_file, storage_error
 
 
 class FileQueue:
@@ -71,14 +71,7 @@ class FileQueue:
 
     def take(self, run_id: str) -> bool:
         """Remove an entry; whether it was there."""
-        path = os.path.join(self._folder, check_run_id(run_id))
-        try:
-            _files.unlink(path)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise storage_error(error, path) from error
-        return True
+        return remove_file(os.path.join(self._folder, check_run_id(run_id)))
 
 
 class MemoryQueue:

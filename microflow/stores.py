@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from . import _files
 from ._documents import FileDocuments, MemoryDocuments
 from ._follower import Follower
-from ._media import RUN_ID, FileMedium, MemoryMedium, check_run_id, storage_error
+from ._media import RUN_ID, FileMedium, MemoryMedium, check_run_id, remove_file, storage_error
 from ._owners import Owners
 from ._queue import FileQueue, MemoryQueue
 from .events import Bus
@@ -342,22 +342,15 @@ class FileStore(Store):
         found = bool(results)
         try:
             # the log first: results without a log are litter, a log without its results is a run that lost them
-            found = self._unlink(path) or found
+            found = remove_file(path) or found
             for name in results:
-                self._unlink(os.path.join(folder, name))
+                remove_file(os.path.join(folder, name))
             if results:
                 _files.remove_folder(folder)
         except OSError as error:
             raise storage_error(error, path) from error
         if not found:
             raise ObjectNotFound(f"there is no run {run_id} in {self.location}")
-
-    def _unlink(self, path: str) -> bool:
-        try:
-            _files.unlink(path)
-        except FileNotFoundError:
-            return False
-        return True
 
     # -- results
 
@@ -391,7 +384,7 @@ class FileStore(Store):
         finally:
             _files.close(descriptor)
             if not whole:
-                self._unlink(path)
+                remove_file(path)
 
     def get_result(self, run_id: str, name: str, size: int) -> bytes:
         path = os.path.join(self._results(run_id), name)

@@ -39,7 +39,7 @@ def read_ends(run_id: str, head: bytes, tail: bytes) -> Reading | None:
     lines = chain.feed(head[: head.find(b"\n") + 1])
     if lines:
         lines += _last_line(chain, tail)
-    if len(lines) < 2 or lines[1].void or lines[0].epoch is None:
+    if len(lines) < 2 or lines[1].void:
         return None
     return Reading(chain, records_of(run_id, lines), None)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from microflow._ends import read_ends
 from microflow.client.orchestration import current_client
 from microflow.exceptions import MicroflowException
 from microflow.flow_runs import rerun
-from microflow.states import Cancelled, Completed, Failed, State
+from microflow.states import Cancelled, Completed, Failed, Scheduled, State
 from microflow.stores import FileStore
 from tests.ends_support import told
 from tests.log_support import checksum_of, line, sealed
@@ -129,6 +129,19 @@ def test_whatever_a_run_went_through_its_ends_say_what_it_came_to(kind):
     (run,) = current_client().read_flow_runs()
     assert (run.run_count, run.attempt, run.state_type) == (len(attempts), len(attempts) - 1, kind)
     assert timedelta(0) < run.total_run_time <= run.end_time - run.start_time - timedelta(milliseconds=10)
+
+
+def test_a_run_that_was_created_for_others_to_run_is_listed_from_its_ends():
+    """Nobody owned it when its first line was written, and it was to start at another moment than it did."""
+    client = current_client()
+    due = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    created = client.create_flow_run(doubles, parameters={"count": 40}, state=Scheduled(scheduled_time=due))
+    assert rerun(doubles, created.id).is_completed()
+    path = Path(client.store.location, "runs", f"{created.id}.jsonl")
+    assert takes_ends(path)
+    assert alike(path)
+    (run,) = client.read_flow_runs()
+    assert (run.expected_start_time, run.state_name, run.name) == (due, "Completed", "doubles of 40")
 
 
 def test_a_run_that_never_ran_is_listed_from_its_ends():

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from microflow import flow, get_client
+from microflow.ext.aws_lambda import lambda_handler
 from tests.lambda_support import ROOT, Environment, check_that_namespaces_work
 
 if TYPE_CHECKING:
@@ -344,6 +346,20 @@ def test_clones_of_an_initialised_process_start_different_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     ids = done.stdout.split()
     assert len(ids) == len(set(ids)) == 2
+
+
+@flow
+def doubled(number: int) -> int:
+    return 2 * number
+
+
+def test_called_by_hand_a_handler_needs_no_context_and_refuses_what_is_none_before_anything_is_recorded():
+    handler = lambda_handler(doubled)
+    answer = handler({"number": 4}, None)
+    assert (answer["status"], answer["result"]) == ("completed", 8)
+    with pytest.raises(TypeError, match="the context must be that of AWS Lambda, or None"):
+        handler({"number": 4}, {})
+    assert len(get_client(sync_client=True).read_flow_runs()) == 1
 
 
 def test_the_package_of_the_readme_runs_as_it_stands_without_compiling_anything(start, tmp_path):

@@ -98,6 +98,8 @@ def lambda_handler(
     `max_hops` times in a row, since a run that never gets on would invoke for ever. What it raises is logged, and the
     answer says ``"continued": false``.
 
+    Called by hand, as in a test, the handler takes None as the context: then there is no deadline.
+
     The handler raises what is wrong with an event (InvalidEvent, PayloadMismatch, what the flow's validation raises)
     before anything is recorded. A flow that fails is an answer, ``{"status": "failed", …}``, not an exception: Lambda
     would deliver the event again. The items of a generator flow are consumed, and are no part of the answer."""
@@ -129,6 +131,8 @@ class _Invocation:
         self.max_hops = max_hops
 
     def answer(self, event: Event, context: Any) -> Answer:
+        if context is not None and not hasattr(context, "get_remaining_time_in_millis"):
+            raise TypeError(f"the context must be that of AWS Lambda, or None for no deadline; got {context!r}")
         envelope = event.get("microflow") if isinstance(event, dict) else None
         if envelope is None:
             given = self.parameters(event) if self.parameters is not None else event
@@ -307,8 +311,10 @@ class _Deadline:
 
     def __init__(self, live: LiveRun, context: Any, margin: float | None) -> None:
         self._live = live
-        remaining = context.get_remaining_time_in_millis() / 1000
-        self._seconds = max(0.0, remaining - (max(1.5, remaining / 20) if margin is None else margin))
+        self._seconds: float | None = None
+        if context is not None:
+            remaining = context.get_remaining_time_in_millis() / 1000
+            self._seconds = max(0.0, remaining - (max(1.5, remaining / 20) if margin is None else margin))
         self._why = "The invocation's time ran out."
         self._over = threading.Event()
         self._wake = threading.Event()

@@ -4,10 +4,10 @@
 Goal: a run whose process was killed goes on though nobody put it into the queue, and a pause whose time has passed is
 on record as failed though nobody tried to resume it. Reading every log again and again would cost more than it gives.
 
-The rule: each log is read once when a server begins, newest first; then only logs that are new, runs whose process has
-died since, and, once a minute, the few others that have not ended. What is found is put into the queue, where the claim
-decides as always; the end of an expired pause is appended here, by whoever is first. It is done in slices of a few
-milliseconds between the claims, by the worker's own thread.
+The rule: each log is read once when a server begins, newest first, and of a run that has ended only the two ends; then
+only logs that are new, runs whose process has died since, and, once a minute, the few others that have not ended. What
+is found is put into the queue, where the claim decides as always; the end of an expired pause is appended here, by
+whoever is first. It is done in slices of a few milliseconds between the claims, by the worker's own thread.
 
 What is left alone: subflows, which are their parents'; runs of flows that are not served here; PENDING runs that nobody
 ever claimed, whose creator is about to; what was let go of without an end, which is an operator's business; logs that
@@ -74,7 +74,9 @@ class Sweep:
         if run_id in self._client.owned or (not died and now < self._quiet.get(run_id, 0.0)):
             return
         try:
-            run = self._client.fold(run_id)
+            run, problem = self._client.glance(run_id)
+            if problem is not None:
+                raise problem
             self._quiet[run_id] = now + AGAIN
             self._owner.pop(run_id, None)
             self._judge(run)

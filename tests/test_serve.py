@@ -395,9 +395,9 @@ class TestLeftBehind:
         read: list[str] = []
 
         class Counting(SyncClient):
-            def fold(self, run_id: str) -> Any:
+            def glance(self, run_id: str) -> Any:
                 read.append(run_id)
-                return super().fold(run_id)
+                return super().glance(run_id)
 
         runs = [served.pid(return_state=True).state_details.flow_run_id for _ in range(3)]
         sweep = Sweep(Counting(FileStore(private_home)), lambda run: True)

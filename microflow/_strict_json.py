@@ -65,7 +65,7 @@ def _check_shape(value: Any, depth: int) -> None:
         "".join(value)  # the quickest look at all names: a call that takes nothing but text
         value = value.values()
     for member in value:
-        if type(member) not in _SCALARS and isinstance(member, (dict, list, tuple)):
+        if type(member) not in _SCALARS and isinstance(member, (dict, list, tuple)) and member:
             _check_shape(member, depth - 1)
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ._loggers import DEBUG, ERROR, WARNING
+from ._loggers import DEBUG, ERROR, INFO, TASK_RUN_LISTENERS, WARNING
 from ._prints import effective_log_prints
 from ._task_preparation import prepare
 from ._task_transitions import ReturnType as ReturnType
@@ -125,7 +125,9 @@ class BaseTaskRunEngine(TaskTransitions[R]):
         if not task_run.recorded:
             self._pending_since = now_us()
         self._is_started = True
-        self._log(DEBUG, "Created task run %r for task %r", task_run.name, task.name)
+        self._is_heard = TASK_RUN_LISTENERS.hear(INFO)
+        if self._is_heard:
+            self._log(DEBUG, "Created task run %r for task %r", task_run.name, task.name)
         try:
             if task.hooks or callable(task.task_run_name) or task.retry_condition_fn is not None:
                 async with entered(self.setup_run_context()):  # somebody may look, also outside of attempts
@@ -209,7 +211,7 @@ class BaseTaskRunEngine(TaskTransitions[R]):
         try:
             async with entered(self.setup_run_context()):
                 error: BaseException | None = None
-                if self.task_run is not None:
+                if self.task_run is not None and self._is_heard:
                     self._log(DEBUG, "Executing task %r for task run %r", self.task.name, self.task_run.name)
                 try:
                     yield self

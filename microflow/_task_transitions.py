@@ -77,6 +77,8 @@ class TaskTransitions(Generic[R]):
     _limit: Limit | None = None
     _late: TaskRunTimeoutError | None = None
     _is_started = False
+    #: whether anybody hears what is logged of a run that goes well; asked once, when it begins
+    _is_heard = True
     _persist = False
     #: whether it is a generator task whose items are consumed while it runs
     _is_consumed = False
@@ -424,7 +426,7 @@ class TaskTransitions(Generic[R]):
         """The run's last line: INFO when it completed, else ERROR."""
         state = self.task_run.state if self.task_run is not None else None
         level = INFO if state is not None and state.type is StateType.COMPLETED else ERROR
-        if not TASK_RUN_LISTENERS.hear(level):
+        if not (self._is_heard if level == INFO else TASK_RUN_LISTENERS.hear(level)):
             return
         hint = ""
         if state is None or (state.is_pending() and not state.is_not_ready()):

@@ -279,11 +279,10 @@ class LiveRun:
             at = 0 if present is None else present.at
             bodies: list[dict[str, Any]] = []
             if not task_run.recorded:
-                bodies.append(task_record(task_run, source))
+                bodies.append(task_record(task_run, source, pending_since))
                 if pending_since is not None:
                     at = pending_since
                     task_run.begin(at)
-                    bodies.append({"k": "state", "run": run_id, "type": "PENDING", "at": at})
             elif renamed:
                 bodies.append({"k": "rename", "run": run_id, "name": task_run.name})
             if state.at <= at:
@@ -345,8 +344,7 @@ class LiveRun:
         for part in _parts(created):
             bodies: list[dict[str, Any]] = []
             for task_run, state, source in part:
-                bodies.append(task_record(task_run, source))
-                bodies.append(state_record(state, task_run.text, None))
+                bodies.append(task_record(task_run, source, state.at))
 
             def decide(bodies: list[dict[str, Any]] = bodies) -> tuple[None, list[dict[str, Any]]]:
                 return None, bodies

@@ -18,7 +18,7 @@ import inspect
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,29 +94,31 @@ both = pytest.mark.parametrize("colour", [SYNC, ASYNC], ids=repr)
 def drive(steps: Any) -> Any:
     """Run a generator body in the blocking way: what it yields is the value, a future its result."""
     send, given = steps.send, None
-    while True:
-        try:
-            thing = send(given)
-        except StopIteration as end:
-            return end.value
-        try:
-            send, given = steps.send, thing.result() if isinstance(thing, RunFuture) else thing
-        except Exception as error:  # handed to the body, whose matter it is
-            send, given = steps.throw, error
+    with closing(steps):  # also when an interrupt ends this: not later, in whatever thread collects garbage
+        while True:
+            try:
+                thing = send(given)
+            except StopIteration as end:
+                return end.value
+            try:
+                send, given = steps.send, thing.result() if isinstance(thing, RunFuture) else thing
+            except Exception as error:  # handed to the body, whose matter it is
+                send, given = steps.throw, error
 
 
 async def drive_async(steps: Any) -> Any:
     """Run a generator body on the loop: what it yields is awaited if it can be."""
     send, given = steps.send, None
-    while True:
-        try:
-            thing = send(given)
-        except StopIteration as end:
-            return end.value
-        try:
-            send, given = steps.send, await thing if hasattr(thing, "__await__") else thing
-        except Exception as error:  # handed to the body, whose matter it is
-            send, given = steps.throw, error
+    with closing(steps):  # also when an interrupt ends this: not later, in whatever thread collects garbage
+        while True:
+            try:
+                thing = send(given)
+            except StopIteration as end:
+                return end.value
+            try:
+                send, given = steps.send, await thing if hasattr(thing, "__await__") else thing
+            except Exception as error:  # handed to the body, whose matter it is
+                send, given = steps.throw, error
 
 
 def run(value: Any) -> Any:

@@ -425,7 +425,7 @@ def test_an_edited_task_is_handed_back_with_one_warning(monkeypatch):
 
     def body() -> Any:
         found = [work(1), work(2)]
-        work._source_digest = work.source_digest.partition("-")[0] + "-edited"
+        work.source_digest = work.source_digest.partition("-")[0] + "-edited"
         return found
 
     with pytest.warns(RuntimeWarning, match="the code of task 'work' changed") as caught:
@@ -441,7 +441,7 @@ def test_code_that_another_python_compiled_is_not_taken_for_edited():
 
     def body() -> Any:
         found = work()
-        work._source_digest = "py0.0-other"
+        work.source_digest = "py0.0-other"
         return found
 
     with warnings.catch_warnings():

@@ -150,7 +150,7 @@ def test_the_header_is_the_flow_run():
 
 
 def test_a_log_without_a_header_is_a_fault_of_ours():
-    with pytest.raises(AssertionError, match="starts with its header"):
+    with pytest.raises(AttributeError, match="flow_run"):
         Run(str(RUN), STORE).flow_run
 
 

@@ -60,6 +60,8 @@ def histories(records: list[Record], run_id: str) -> list[dict[str, tuple[Any, .
                 kind = record.data["type"]
                 name, message = record.data.get("name", kind.capitalize()), record.data.get("message")
                 present[record.subject] = (kind, name, message, record.data["at"])
+            elif record.kind == "task" and "at" in record.data:
+                present[record.subject] = ("PENDING", "Pending", None, record.data["at"])
         moments.append(dict(present))
     assert sorted(lines) == list(range(len(lines)))
     return moments

@@ -151,7 +151,7 @@ def test_lines_are_the_same_where_python_has_no_encoder_in_the_form_that_we_know
     monkeypatch.setattr(_strict_json, "json_encoder", module)
     bodies = [state(text="käse \x7f", more={"a": [1, 2.5, None, True]})]
     expected = encode_bodies(bodies)
-    plain = _strict_json._make_encoder()
+    plain = _strict_json.make_encoder(json.JSONEncoder(check_circular=False, separators=(",", ":")))
     assert plain is not _strict_json._to_text
     monkeypatch.setattr(_strict_json, "_to_text", plain)
     assert encode_bodies(bodies) == expected

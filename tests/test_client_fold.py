@@ -186,6 +186,18 @@ def test_a_rename_is_about_the_run_that_it_names():
     folded([{"k": "rename", "run": str(uuid4()), "name": "nobody"}], run=run)
 
 
+def test_a_creation_that_says_since_when_it_is_pending_is_as_one_with_a_record_for_that():
+    """Logs were written in the second way before; both are read."""
+    running = {"k": "state", "run": str(TASK), "type": "RUNNING", "at": 9}
+    created = {"k": "task", "run": str(TASK), "name": "add-1", "task": "add"}
+    pending = {"k": "state", "run": str(TASK), "type": "PENDING", "at": 5}
+    in_one = folded(*STARTED, [{**created, "at": 5}, running])
+    in_two = folded(*STARTED, [created, pending, running])
+    assert in_one.task_states(str(TASK)) == in_two.task_states(str(TASK))
+    assert in_one.task_run(str(TASK)) == in_two.task_run(str(TASK))
+    assert [each.name for each in in_one.task_states(str(TASK))] == ["Pending", "Running"]
+
+
 def test_task_runs_are_folded_when_they_are_asked_for():
     created = [task(), state("PENDING", 30, TASK), state("RUNNING", 31, TASK)]
     run = folded(*STARTED, created, [state("FAILED", 40, TASK)])

@@ -61,7 +61,7 @@ class TestStates:
         in_flow(colour, colour.task(failing(0)))
         reading = current_client().store.read(fold().run_id)
         lines = [record.position for record in reading.records if record.data.get("run")]
-        assert len(lines) == 4  # created, Pending, Running; then Completed
+        assert len(lines) == 3  # created (Pending), Running; then Completed
         assert len(set(lines)) == 2
 
     @both

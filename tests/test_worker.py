@@ -189,11 +189,12 @@ class TestRuns:
         def keyed(x):
             return x
 
-        with TaskWorker(cached, keyed):
-            futures = []
-            for _ in range(2):
+        futures = []
+        for _ in range(2):  # what is cached is written after the end is told: a worker that is left has done so
+            with TaskWorker(cached):
                 futures.append(cached.delay(1))
                 assert futures[-1].result(timeout=PATIENCE) == 1
+        with TaskWorker(keyed):
             assert keyed.delay(7).result(timeout=PATIENCE) == 7
         assert (called, [each.state.name for each in futures]) == ([1], ["Completed", "Cached"])
         assert [path.name for path in (tmp_path / "keyed").rglob("of-*")] == ["of-7"]

@@ -26,6 +26,7 @@ from ._containers import members_of, quote
 from .client.objects import FlowRunResult, TaskRunResult
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from uuid import UUID
 
     Source = TaskRunResult | FlowRunResult
@@ -55,8 +56,14 @@ class Links:
         self._older = self._entries
         self._live: set[UUID] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self._entries)  # the older half is never alone
+    def may_know(self, values: Iterable[Any]) -> bool:
+        """Whether any of these, or what stands in it, might have come from a run. False is certain, and fast."""
+        entries, older = self._entries, self._older
+        if not entries:  # the older half is never alone
+            return False
+        if self._live or not _LEAVES.issuperset(map(type, values)):
+            return True
+        return any(id(value) in entries or id(value) in older for value in values)
 
     def add(self, value: Any, run_id: UUID, kind: type[Source] = TaskRunResult) -> None:
         """Remember that `value`, and what stands directly in it, came from the run `run_id`, a task run unless `kind`

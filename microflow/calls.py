@@ -103,7 +103,7 @@ def new_call(
     TimeIsUp when the time of the task that calls has run out: it could not be interrupted until now."""
     flow_context, run_id, inputs, waits = _place(task, parameters, wait_for, dependencies, task_run_id)
     if flow_context is None:
-        task_run = _new_task_run(task, run_id, task.name, None, inputs)
+        task_run = _new_task_run(task, run_id, None, inputs)
         return Call(task_run, current_client().tasks, None, waits=waits)
     flow_run, live = flow_context.flow_run, flow_context.live
     if afresh:
@@ -118,7 +118,7 @@ def new_call(
             # what flows into the runs after it is as it was; nothing is noted again
             AssetContext.from_task_and_inputs(task, run_id, inputs)
         return Call(task_run, live, flow_context, ended, again, waits)
-    task_run = _new_task_run(task, run_id, f"{task.name}-{run_id.hex[:3]}", flow_run, inputs)
+    task_run = _new_task_run(task, run_id, flow_run, inputs)
     return Call(task_run, live, flow_context, waits=waits)
 
 
@@ -133,8 +133,8 @@ def deferred_call(
     that is run again does not defer it a second time."""
     flow_context, run_id, inputs, _ = _place(task, parameters, wait_for, dependencies, task_run_id, b"deferred ")
     if flow_context is None:
-        return _new_task_run(task, run_id, task.name, None, inputs)
-    return _new_task_run(task, run_id, f"{task.name}-{run_id.hex[:3]}", flow_context.flow_run, inputs)
+        return _new_task_run(task, run_id, None, inputs)
+    return _new_task_run(task, run_id, flow_context.flow_run, inputs)
 
 
 def _place(
@@ -165,7 +165,7 @@ def _place(
         inputs["__parents__"] = [TaskRunResult(id=parent)]
     elif flow_context.limit is not None:
         flow_context.limit.check()
-    if flow_context.links:
+    if flow_context.links.may_know(parameters.values()):
         _add_sources(inputs, parameters, flow_context.links)
     return flow_context, run_id or _call_id(task, parameters, flow_context.live, parent, kind), inputs, waits
 
@@ -183,12 +183,12 @@ def _add_sources(inputs: dict[str, list[TaskRunInput]], parameters: dict[str, An
 
 
 def _new_task_run(
-    task: Task[Any, Any], run_id: UUID, name: str, flow_run: FlowRun | None, inputs: dict[str, list[TaskRunInput]]
+    task: Task[Any, Any], run_id: UUID, flow_run: FlowRun | None, inputs: dict[str, list[TaskRunInput]]
 ) -> TaskRun:
     tags = current_tags()
     task_run = TaskRun(
         run_id,
-        name,
+        task.name,
         task_key=task.task_key,
         task_version=task.version,
         flow_run_id=None if flow_run is None else flow_run.id,
@@ -196,7 +196,9 @@ def _new_task_run(
         task_inputs=inputs,
         empirical_policy=task.policy,
     )
-    task_run.flow_run_run_count = 0 if flow_run is None else flow_run.run_count
+    if flow_run is not None:
+        task_run.name = f"{task.name}-{task_run.text[:3]}"
+        task_run.flow_run_run_count = flow_run.run_count
     return task_run
 
 

@@ -242,13 +242,17 @@ class Log(Ledger):
                 try:
                     if not medium.try_lock():
                         self._lock()
-                    end = self._fold_and_seal()
-                    chain = self._chain
+                    chain, end = self._chain, medium.size()
+                    if not chain.sound_end == chain.offset == end or self._half:
+                        end = self._fold_and_seal()  # else nothing came since the last line of ours: sound is sound
+                        chain = self._chain
                     if epoch != chain.epoch or expect != chain.next_position or not expect or is_claim:
                         self._check_turn(bodies, expect, epoch)
                     line = join(expect, chain.checksum, epoch, time_us, text)
                     medium.write(line, end)
-                    self._account(line, epoch, bodies)
+                    self._half = True
+                    chain.accept_own(line, epoch, bodies)
+                    self._half = False
                 finally:
                     medium.unlock()  # harmless if the lock was not obtained
             except IndeterminateAppend as error:
@@ -308,9 +312,6 @@ class Log(Ledger):
         return end
 
     def _fold_and_seal(self) -> int:
-        chain = self._chain
-        if chain.sound_end == chain.offset == self._medium.size() and not self._half:
-            return chain.offset  # nothing came since the last line of ours: what was found sound is so (3 % of a task)
         end = self._fold()
         self._check_sound()
         if self._chain.is_torn:

@@ -236,8 +236,11 @@ class Task(Definition, Generic[P, R_co]):
         A coroutine task gives a coroutine. An upstream in `wait_for` or among the arguments that did not
         complete leaves the run NotReady, and the call gives None. A generator task gives a generator, and runs while
         that is consumed."""
-        return_type: Literal["state", "result"] = "state" if kwargs.pop("return_state", False) else "result"
-        wait_for = kwargs.pop("wait_for", None)
+        return_type: Literal["state", "result"] = "result"
+        wait_for = None
+        if kwargs:
+            return_type = "state" if kwargs.pop("return_state", False) else "result"
+            wait_for = kwargs.pop("wait_for", None)
         return run_task(self, parameters=self.bind(args, kwargs), wait_for=wait_for, return_type=return_type)
 
     @overload

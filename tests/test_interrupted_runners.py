@@ -124,21 +124,16 @@ if __name__ == "__main__":
     body()
 """
 OWN_POOL = "ExecutorTaskRunner(lambda: ProcessPoolExecutor(2, mp_context=get_context({!r})), 2)"
-GIVEN_POOL = "ExecutorTaskRunner(ProcessPoolExecutor(2, mp_context=get_context({!r})))"
 
 
 OURS = ["ThreadPoolTaskRunner()", "ProcessPoolTaskRunner(2)", *map(OWN_POOL.format, ("fork", "forkserver"))]
 
 
 @pytest.mark.parametrize(
-    ("runner", "to"),
-    [
-        *((runner, to) for runner in OURS for to in ("the program", "all its processes")),
-        (GIVEN_POOL.format("fork"), "all its processes"),
-    ],
+    ("runner", "to"), [(runner, to) for runner in OURS for to in ("the program", "all its processes")]
 )
 def test_ctrl_c_ends_a_program_whose_tasks_cannot_be_interrupted(runner, to, tmp_path):
-    """A terminal sends it to all processes. A pool that was given is its owner's: it ends with what runs in it."""
+    """A terminal sends it to all processes."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM.format(runner=runner))
     pipe = subprocess.PIPE

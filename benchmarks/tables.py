@@ -39,6 +39,14 @@ WHY = {
         "It is paid once for each call that had ended when a run is resumed, instead of the call. Half of it is "
         "reading: each line of the log is checked and folded, before the first call can be handed back"
     ),
+    "show_run": (
+        "It is paid by who looks at a run of a hundred thousand task runs. Most of it is reading: each line is checked "
+        "(its checksum, its place, no name twice), decoded and folded"
+    ),
+    "disk_group": (
+        "It is seen where the disk is fast: the machine syncs in a tenth of a millisecond, less than eight threads of "
+        "Python need for their tasks between two syncs. A slower disk is shared by more"
+    ),
     "wheel": (
         "It costs a download, nothing at run time. Of it {shares[run]:.0f} KiB are the code that a run loads, "
         "{shares[rest]:.0f} KiB other code (workers, processes, transactions, inputs, caching), "

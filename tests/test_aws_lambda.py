@@ -187,6 +187,18 @@ def test_a_run_that_was_killed_at_its_deadline_goes_on_with_the_next_delivery(st
     assert len(steps) <= 21, "only the step that was interrupted is executed again"
 
 
+def test_a_step_that_outlasts_the_deadline_is_killed_at_it_and_made_again_by_the_next_delivery(start, executions):
+    event = {"id": "order-6", "n": 2, "seconds": 3}
+    first = start()
+    invocation = first.send(event, seconds=2)
+    while not executions():
+        time.sleep(0.02)
+    assert not invocation.answered.wait(2), "nothing is said by a step that goes on"
+    first.kill()
+    assert start().invoke(event)["result"] == 1
+    assert executions() == [0, 0, 1]
+
+
 @pytest.mark.parametrize("hook", ["", "yes"])
 def test_sigterm_suspends_the_run_and_another_environment_goes_on(start, executions, tmp_path, hook):
     """The program's own handler is called as well, when the run is safe; without one the answer is given."""

@@ -34,7 +34,7 @@ def row_of(run: Run, client: SyncClient, problem: MicroflowException | None) -> 
 
 def seen_state(run: Run, client: SyncClient, problem: MicroflowException | None) -> State[Any] | None:
     """The state to show; of a damaged log only the beginning is known, and that is what the message says then."""
-    seen = run.seen(client.is_alive(run))
+    seen = client.seen(run)
     if seen is not None and problem is not None and not run.states[-1].is_final():
         seen.message = str(problem)
     return seen

@@ -51,7 +51,7 @@ def recorded_end(run: Run, task_run_id: UUID, client: SyncClient) -> State[Any] 
     """What a task run of this log has ended in, None while it has not. One whose flow run nobody works on any more
     has CRASHED, and so has one that was never started then."""
     key = str(task_run_id)
-    if (run.is_task and key == run.run_id) or client.is_alive(run):
+    if (run.is_task and key == run.run_id) or client.is_worked_on(run):
         state = run.task_run(key).state  # what is recorded; a deferred run is taken over by another worker
         return state if has_ended(state) else None
     flow_state = run.seen(False)
@@ -203,7 +203,7 @@ class FlowRunWatch(Watch):
     def _look(self) -> Run | None:
         """The run, unless it has ended."""
         run = self._client.fold(self._key)
-        state = run.seen(self._client.is_alive(run))
+        state = self._client.seen(run)
         if state is not None and state.is_final():
             self.fire(state, self._key, run.position)
             return None

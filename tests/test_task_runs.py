@@ -18,11 +18,13 @@ from uuid import UUID, uuid4
 import pytest
 
 from microflow import flow, get_client, task
+from microflow._waits import AsyncioWaits
 from microflow.client.objects import new_run_id
+from microflow.flow_runs import wait_for_flow_run
 from microflow.states import Cancelled, Completed, Failed, State
 from microflow.task_engine import run_task_async, run_task_sync
 from microflow.task_runners import ThreadPoolTaskRunner
-from microflow.task_runs import TaskRunWaiter
+from microflow.task_runs import FlowRunWatch, TaskRunWaiter, end_of
 from tests.behaviour_support import pins
 from tests.support import PATIENCE, memory_home, run
 
@@ -38,6 +40,10 @@ def _fresh_waiter():
 @pytest.fixture
 def memory(monkeypatch):
     memory_home(monkeypatch)
+
+
+async def until_the_flow_run_ends(run_id: UUID) -> State[Any] | None:
+    return await end_of(FlowRunWatch, run_id, AsyncioWaits(), PATIENCE)
 
 
 async def wait_async(run_id: UUID, timeout: float | None = None) -> State[Any] | None:
@@ -273,6 +279,7 @@ class TestInThisProcess:
 PROGRAM = """
 import sys
 from microflow import flow, task
+from microflow.runtime import flow_run
 from microflow.task_runners import ThreadPoolTaskRunner
 
 @task
@@ -286,7 +293,8 @@ def held(x):
 @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))
 def body():
     futures = [held.submit(5), held.submit(6)]
-    sys.stdout.write(f"{futures[0].task_run_id} {futures[1].task_run_id}\\n")
+    ids = (flow_run.id, *(future.task_run_id for future in futures))
+    sys.stdout.write(" ".join(map(str, ids)) + "\\n")
     sys.stdout.flush()
     for future in futures:
         future.wait()
@@ -305,7 +313,7 @@ class Elsewhere:
         assert self.process.stdout is not None
         lines = [self.process.stdout.readline() for _ in range(2)]
         ids = next(line for line in lines if "running" not in line)
-        self.running, self.queued = map(UUID, ids.split())
+        self.flow_run_id, self.running, self.queued = map(UUID, ids.split())
 
     def tell(self, words: str) -> None:
         assert self.process.stdin is not None
@@ -345,6 +353,49 @@ class TestOtherProcesses:
         os.kill(elsewhere.process.pid, signal.SIGKILL)
         assert [each.result(PATIENCE).name for each in waiting] == ["Crashed", "Crashed"]
         assert wait_for(elsewhere.running, 0).is_crashed()
+
+    @pytest.mark.parametrize(
+        "read",
+        [
+            lambda flow_run_id, run_id: get_client(sync_client=True).read_task_run(run_id).state,
+            lambda flow_run_id, run_id: get_client(sync_client=True).read_task_runs(flow_run_id=flow_run_id)[1].state,
+            lambda flow_run_id, run_id: TaskRunWaiter.block_for_task_run(run_id, 0),
+        ],
+        ids=["read_task_run", "read_task_runs", "waiter"],
+    )
+    def test_a_process_that_ends_between_the_look_at_the_log_and_the_look_at_it_is_heard_out(
+        self, elsewhere, read, monkeypatch
+    ):
+        self.ends_when_looked_at(elsewhere, monkeypatch)
+        assert read(elsewhere.flow_run_id, elsewhere.queued).name == "Failed"
+
+    @pytest.mark.parametrize(
+        "read",
+        [
+            lambda flow_run_id: get_client(sync_client=True).read_flow_run(flow_run_id).state,
+            lambda flow_run_id: get_client(sync_client=True).read_flow_runs()[0].state,
+            lambda flow_run_id: asyncio.run(wait_for_flow_run(flow_run_id, timeout=0)).state,
+            lambda flow_run_id: asyncio.run(until_the_flow_run_ends(flow_run_id)),
+        ],
+        ids=["read_flow_run", "read_flow_runs", "wait_for_flow_run", "watch"],
+    )
+    def test_so_is_one_whose_flow_run_is_looked_at(self, elsewhere, read, monkeypatch):
+        self.ends_when_looked_at(elsewhere, monkeypatch)
+        assert read(elsewhere.flow_run_id).name == "Completed"
+
+    @staticmethod
+    def ends_when_looked_at(elsewhere: Elsewhere, monkeypatch: Any) -> None:
+        """Have the process end, well, just before it is asked for whether it lives."""
+        store = get_client(sync_client=True).store
+        is_alive = store.is_alive
+
+        def too_late(token: str) -> bool:
+            elsewhere.tell("go on\nraise\n")
+            elsewhere.process.wait(PATIENCE)
+            monkeypatch.setattr(store, "is_alive", is_alive)
+            return is_alive(token)
+
+        monkeypatch.setattr(store, "is_alive", too_late)
 
     def test_a_callback_that_still_waits_does_not_keep_the_program_from_ending(self):
         words = (

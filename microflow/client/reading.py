@@ -83,11 +83,32 @@ class Reader:
             return run.run_id in self.owned  # a token is the process's: this one knows which runs it still works on
         return self.store.is_alive(run.owner)
 
+    def is_worked_on(self, run: Run) -> bool:
+        """Whether the process that owns the run lives. When not, what was appended since `run` was read is taken in
+        first: an owner that was found dead may have ended the run, or let go of it, after that reading."""
+        while not self.is_alive(run):
+            if run.owner is None or not self._take_in_last_words(run):
+                return False
+        return True
+
+    def _take_in_last_words(self, run: Run) -> bool:
+        try:
+            reading = self.store.read(run.run_id, run.position)
+        except ObjectNotFound:  # deleted meanwhile
+            return False
+        run.fold(reading.records)
+        run.position = reading.position
+        return bool(reading.records)
+
+    def seen(self, run: Run) -> State[Any] | None:
+        """The flow run's state as a reader should see it now (see ``Run.seen``)."""
+        return run.seen(self.is_worked_on(run))
+
     def _seen(self, run: Run) -> FlowRun:
         flow_run = run.flow_run
         if run.is_task:
             raise ObjectNotFound(f"{run.run_id} is a deferred task run, not a flow run")
-        flow_run.state = run.seen(self.is_alive(run))
+        flow_run.state = self.seen(run)
         return flow_run
 
     def read_flow_run(self, flow_run_id: UUID | str) -> FlowRun:
@@ -142,7 +163,7 @@ class Reader:
         if here is not None:
             return copy.copy(here)
         for run in self.logs_of(key, flow_run_id):
-            return run.seen_task(str(key), run.seen(self.is_alive(run)))
+            return run.seen_task(str(key), self.seen(run))
         raise ObjectNotFound(f"no task run has the id {task_run_id} in {self.store.location}")
 
     def read_task_run_states(
@@ -191,7 +212,7 @@ class Reader:
         """The task runs of one flow run that fit every filter given (see :meth:`read_flow_runs`), in the order of their
         creation."""
         run = self.fold(str(flow_run_id))
-        flow_state = run.seen(self.is_alive(run))
+        flow_state = self.seen(run)
         found = (run.seen_task(task_id, flow_state) for task_id in run.tasks)
         fits = run_filter(names, state_types, state_names, tags, after, before)
         return [task for task in found if fits(task)][offset:][:limit]

@@ -34,9 +34,9 @@ async def until_final(
     with client.addressed(flow_run_id) as live, News([live]) as news:
         while True:
             live.refresh()
+            state = client.seen(live.run)
             if log_states:
                 seen = _log_states(live.run_id, live.run.states, seen)
-            state = live.run.seen(client.is_alive(live.run))
             if state is not None and state.is_final() and not _will_be_taken_over(live, client):
                 return client.read_flow_run(live.run_id)
             if deadline is not None and time.monotonic() >= deadline:

@@ -72,7 +72,7 @@ class _Arrivals:
             if future._final_state is not None:
                 self._arrived.append(future)
             else:
-                future.add_done_callback(arrive)
+                getattr(future, "_when_done", future.add_done_callback)(arrive)
 
     def _arrive(self, future: RunFuture[Any]) -> None:
         with self._condition:

@@ -95,10 +95,6 @@ class FileMedium:
             data += more
         return data
 
-    def try_lock(self) -> bool:
-        """Lock the file if nobody holds it now; says whether that worked."""
-        return _files.try_lock(self._descriptor)
-
     def lock(self) -> None:
         _files.lock(self._descriptor)
 
@@ -185,9 +181,6 @@ class MemoryMedium:
 
     def fetch(self, offset: int, length: int) -> bytes:
         return bytes(self.data[offset : offset + length])
-
-    def try_lock(self) -> bool:
-        return True
 
     def lock(self) -> None: ...
 

@@ -6,6 +6,10 @@ each upstream that ends takes one off, and at zero the run is queued for a worke
 the queue, never through recursion, so a chain of any length is fine. Which thread runs what: user functions
 in worker threads (coroutines on the runner's loop thread), done-callbacks in the thread that ended the run.
 
+With durability ``disk`` a worker thread goes on as soon as an end is written: whoever looks at it through the
+future waits for the disk, so that one sync serves all that ended meanwhile. Hooks act on the end: it is on
+the disk before them.
+
 Leaving a runner cancels what has not started (recorded as CANCELLED) and joins what runs.
 """
 
@@ -163,6 +167,7 @@ class Submission:
         "isasync",
         "loop_thread",
         "parameters",
+        "position",
         "runner",
         "task",
         "unmet",
@@ -184,6 +189,10 @@ class Submission:
         self.context = copy_context()
         self.cancel_event = runner.cancel_event
         call.on_early_end = self._ended_early
+        # a worker does not wait for the disk, but for hooks, which act on the end
+        call.leaves_sync = call.recorder.must_sync and not task.isasync and not task.hooks
+        #: of the log, up to where the disk must have it before anybody is told of the end
+        self.position = 0
         self.loop_thread: LoopThread | None = None
         self.unmet = 1
         self.upstreams: Collection[RunFuture[Any]] = ()
@@ -192,6 +201,19 @@ class Submission:
     def has_ended(self) -> bool:
         """Whether its future is done."""
         return self.future.done()
+
+    @property
+    def leaves_sync(self) -> bool:
+        """Whether its end may not be on the disk yet when its future is done."""
+        return self.call.leaves_sync
+
+    def sync(self) -> None:
+        """Return when its end is on the disk, where durability says so."""
+        context = self.call.flow_context
+        # a flow run that was let go of was synced before, with its own end
+        if self.position and context is not None and context.live.token is not None:
+            context.live.sync(self.position)
+        self.position = 0
 
     def run(self, slot: PoolSlot) -> None:
         """Run a blocking task in this worker thread."""
@@ -227,7 +249,13 @@ class Submission:
     def _ended(self, state: State[Any]) -> None:
         self.parameters, self.wait_for = {}, None  # the future lives on, what it was made from need not
         if not self.future.done():
-            self.future.set_result(state)
+            self._tell(state)
+
+    def _tell(self, state: State[Any]) -> None:
+        context = self.call.flow_context
+        if self.call.leaves_sync and context is not None:
+            self.position = context.live.run.position
+        self.future.set_result(state)
 
     def _ended_early(self, state: State[Any]) -> None:
         """The run timed out, and its function cannot be stopped: nobody need wait for it. Called by the timer."""
@@ -242,7 +270,7 @@ class Submission:
         if isinstance(error, Pause) or (isinstance(error, Exception) and not stopped):
             self.future.set_exception(error)  # a Pause is raised again in whoever waits: their flow run is suspended
         else:
-            self.future.set_result(state if stopped else exception_to_crashed_state(error))
+            self._tell(state if stopped and state is not None else exception_to_crashed_state(error))
 
     def record_cancelled(self) -> None:
         """Record that the run will not start, and complete its future. One of a suspended flow run will start when that
@@ -258,7 +286,7 @@ class Submission:
         state: State[Any] = Cancelled(message="The run was cancelled before it started.")
         self._record(state)
         if not self.future.cancelled():
-            self.future.set_result(state)
+            self._tell(state)
 
     def leave_behind(self) -> None:
         """The program was interrupted while the function runs, which cannot be stopped: record the run as crashed. What
@@ -381,7 +409,7 @@ class PooledTaskRunner(TaskRunner[ConcurrentFuture[Any]]):
         for upstream in submission.upstreams:
             with self._lock:
                 submission.unmet += 1
-            upstream.add_done_callback(lambda _: self._met(submission))
+            upstream._when_done(lambda _: self._met(submission))
         self._met(submission)
         return future
 

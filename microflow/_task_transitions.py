@@ -184,8 +184,13 @@ class TaskTransitions(Generic[R]):
         return state
 
     async def _sync(self) -> None:
-        if self._call is not None and self._call.recorder.must_sync and self.state.is_final():
-            await self.waits.block(self._call.recorder.sync)
+        call = self._call
+        if call is None or not call.recorder.must_sync or not self.state.is_final():
+            return
+        transaction = self._transaction
+        if call.leaves_sync and (transaction is None or not transaction.has_effects()):
+            return  # nothing acts on the end before its future is looked at
+        await self.waits.block(call.recorder.sync)
 
     async def _sync_start(self) -> None:
         """What may happen once only must be known to have begun, also after a power cut, before it begins."""

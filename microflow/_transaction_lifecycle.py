@@ -351,6 +351,10 @@ class BaseTransaction:
         finally:
             await settle(self.reset())
 
+    def has_effects(self) -> bool:
+        """Whether its commit would run or write anything."""
+        return bool(self.key is not None or self.on_commit_hooks or self.after_commit or self.children)
+
     def _left_at_once(self) -> bool:
         """The exit of one that has nothing to run or write, as that of most task runs, in plain code."""
         mode, parent = self.commit_mode, self._parent

@@ -55,9 +55,10 @@ class Call:
 
     ``ended`` is the final state to hand back; ``again`` says that the log has the run, but not its end.
     ``on_early_end`` is called with a final state that is recorded while the function still runs (it is late, and
-    nothing can stop it), in a thread of its own. ``waits`` says that it has to wait for other runs."""
+    nothing can stop it), in a thread of its own. ``waits`` says that it has to wait for other runs, ``leaves_sync``
+    that its end need not be on the disk when its engine is done: whoever submitted it sees to that before he tells."""
 
-    __slots__ = ("again", "ended", "flow_context", "on_early_end", "recorder", "task_run", "waits")
+    __slots__ = ("again", "ended", "flow_context", "leaves_sync", "on_early_end", "recorder", "task_run", "waits")
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Call:
         self.again = again
         self.waits = waits
         self.on_early_end: Callable[[State[Any]], None] | None = None
+        self.leaves_sync = False
 
     def joins_again(self, task: Task[Any, Any]) -> bool:
         """Whether a call that is handed back joins the transaction around it: one that completed with something to

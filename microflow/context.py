@@ -48,10 +48,6 @@ class ContextModel:
     __slots__ = ("_tokens", "log_prints")
     _current: ClassVar[ContextVar[Any]]
 
-    def __init_subclass__(cls) -> None:
-        if "_current" in cls.__dict__:  # the variable's own method, which is written in C: 1 % of a task
-            cls.get = cls._current.get  # type: ignore[method-assign]
-
     def __init__(self) -> None:
         #: whether what is printed in it is logged; None: as around it
         self.log_prints: bool | None = None

@@ -8,6 +8,9 @@ a cancelled one. While a worker thread waits here its slot goes to another run (
 
 User callbacks run once, in the thread that completes the run, or in the caller's when it is complete
 already; what they raise is logged. Nothing of ours is locked meanwhile.
+
+With durability ``disk`` a wrapped ``concurrent.futures.Future`` may be done before the disk has the end of its
+run. Whoever learns of that end from the future around it, in whatever way, has waited for the disk.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ from ._boundary import check_after_wait
 from ._deadlocks import Job, One, blocking
 from ._loggers import get_logger
 from ._tagged_json import add_tag
+from ._typing_only import Protocol
 from ._waits import AsyncioWaits, BlockingWaits, Waits, completion_of, finish, slot_given_back
 from .client.objects import FlowRun, TaskRun
 from .client.orchestration import current_client
-from .exceptions import MicroflowException, ObjectNotFound, UpstreamTaskError
+from .exceptions import LogError, MicroflowException, ObjectNotFound, StorageError, UpstreamTaskError
 from .states import Cancelled, Pending, State
 from .task_runs import FlowRunWatch, TaskRunWatch, Watch, call_contained, end_of
 
@@ -71,6 +75,10 @@ class RunFuture(ABC, Generic[R]):
     @abstractmethod
     def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
         """Call `fn` with this future once the run is done."""
+
+    def _when_done(self, fn: Callable[[RunFuture[R]], object]) -> None:
+        """:meth:`add_done_callback` for what looks at the outcome before it acts: the disk may not have it yet."""
+        self.add_done_callback(fn)
 
     def __await__(self) -> Generator[Any, None, R]:
         """Wait on the running event loop, then the result."""
@@ -120,11 +128,25 @@ class WrappedFuture(TaskRunFuture[R]):
 
     def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
         """Call `fn` with this future once the wrapped one is done."""
+        self._when_done(fn)
+
+    def _when_done(self, fn: Callable[[RunFuture[R]], object]) -> None:
         callback = _DoneCallback(self, fn)
         if self._final_state is not None:
             callback.call(Exception)
         else:
             self._wrapped_future.add_done_callback(callback)
+
+
+class _Submitted(Job, Protocol):
+    """What a future asks of the submitted run whose outcome it is."""
+
+    @property
+    def leaves_sync(self) -> bool:
+        """Whether its end may not be on the disk yet when its future is done."""
+
+    def sync(self) -> None:
+        """Return when its end is on the disk, where durability says so."""
 
 
 class ConcurrentFuture(WrappedFuture[R]):
@@ -133,7 +155,7 @@ class ConcurrentFuture(WrappedFuture[R]):
     def __init__(self, task_run_id: UUID, wrapped_future: Future[Any]) -> None:
         super().__init__(task_run_id, wrapped_future)
         #: the submitted run, if it is one of this process, for whoever is about to block
-        self.job: Job | None = None
+        self.job: _Submitted | None = None
 
     @property
     def state(self) -> State[R]:
@@ -142,7 +164,23 @@ class ConcurrentFuture(WrappedFuture[R]):
             self._adopt()
         return self._final_state or Pending()
 
+    def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
+        """Call `fn` with this future once the run is done: here when it is, else in the thread that ends it."""
+
+        def on_disk(future: RunFuture[R]) -> None:
+            self._adopt()
+            fn(future)
+
+        self._when_done(on_disk if self.job is not None and self.job.leaves_sync else fn)
+
     def _adopt(self) -> None:
+        """Take the outcome of a run that is done, once the disk has it, where durability says so."""
+        if self.job is not None and self.job.leaves_sync:
+            try:
+                self.job.sync()
+            except (LogError, StorageError) as error:
+                self._wrapped_future = type(self._wrapped_future)()
+                self._wrapped_future.set_exception(error)
         if self._wrapped_future.cancelled():
             self._final_state = Cancelled(message="The future was cancelled before the run started.")
         elif self._wrapped_future.exception() is None:

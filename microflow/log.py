@@ -104,8 +104,7 @@ How a line is appended (:meth:`Log.append`)
 6. Account for the own line, which need not be read again; unlock.
 
 :meth:`Log.sync` waits until lines are on the disk. One call serves all threads that wait (the first
-leads, the others follow; it lets them gather first if there were several the last time). If it fails, the
-handle is poisoned: it never appends or syncs again.
+leads, the others follow). If it fails, the handle is poisoned: it never appends or syncs again.
 
 
 Known holes
@@ -162,11 +161,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-# The leader of a sync waits so many seconds for others to come along, if more than a few came during the last one: on a
-# quick disk (0.1 ms) 8 threads that submit tasks then sync 0.24 times a task, not 0.6, and take 245 µs a task, not 390.
-GATHER = 0.0003
-FEW = 2
-
 
 class Reading:
     """What a log says from one position on.
@@ -213,14 +207,11 @@ class Log(Ledger):
         self._poison: BaseException | None = None  # once set, never cleared
         self._synced = 0  # all lines before this position are on the disk
         self._syncing = False  # a leader flushes, without the mutex
-        self._followers = 0  # how many have come to wait since it began
         self.is_written = False  # somebody has appended, or tried to, through this object
 
     # -- append
 
-    def append(
-        self, bodies: Sequence[Body], *, expect: int, epoch: int | None = None, time_us: int | None = None
-    ) -> int:
+    def append(self, bodies: Sequence[Body], expect: int, epoch: int | None = None, time_us: int | None = None) -> int:
         """Append one line at position `expect` (0 makes the log), or raise; gives the next position.
 
         Raises IndeterminateAppend, DamagedLog, LogFormatTooNew, Fenced, Conflict, RecordTooLarge,
@@ -240,8 +231,7 @@ class Log(Ledger):
                 if epoch is None:
                     self._fold()  # once without the lock, so that many who wait do not read under it
                 try:
-                    if not medium.try_lock():
-                        self._lock()
+                    self._lock()
                     chain, end = self._chain, medium.size()
                     if not chain.sound_end == chain.offset == end or self._half:
                         end = self._fold_and_seal()  # else nothing came since the last line of ours: sound is sound
@@ -250,9 +240,7 @@ class Log(Ledger):
                         self._check_turn(bodies, expect, epoch)
                     line = join(expect, chain.checksum, epoch, time_us, text)
                     medium.write(line, end)
-                    self._half = True
-                    chain.accept_own(line, epoch, bodies)
-                    self._half = False
+                    self._account(line, epoch, bodies)
                 finally:
                     medium.unlock()  # harmless if the lock was not obtained
             except IndeterminateAppend as error:
@@ -388,23 +376,25 @@ class Log(Ledger):
 
     def sync(self, position: int) -> None:
         """Return when all lines before `position` are on the disk. One flush serves all threads that wait."""
+        if self._synced >= position:  # it never gets less
+            return
         with self._sync_ended:
             while self._synced < position:
                 self._check_poison()
                 if self._syncing:
-                    self._followers += 1
                     self._sync_ended.wait()
                 else:
                     self._lead_sync(position)
 
     def _lead_sync(self, position: int) -> None:
-        crowd, self._followers = self._followers, 0
         self._syncing = True
         try:
-            if crowd > FEW:
-                self._without_mutex(time.sleep, GATHER)
             goal, descriptor = self._goal(position)
-            self._without_mutex(self._flush, descriptor)  # others append while the disk works
+            self._mutex.release()  # others append while the disk works
+            try:
+                self._flush(descriptor)
+            finally:
+                self._mutex.acquire()
         finally:
             self._syncing = False
             self._sync_ended.notify_all()
@@ -429,13 +419,6 @@ class Log(Ledger):
         except OSError as error:
             # Asking again would be answered with "done": the system has given up the pages that it could not write.
             self._poison = error
-
-    def _without_mutex(self, call: Callable[[T], object], argument: T) -> None:
-        self._mutex.release()
-        try:
-            call(argument)
-        finally:
-            self._mutex.acquire()
 
     def rest(self) -> None:
         """Close the file until it is needed again, unless the log is in use right now."""

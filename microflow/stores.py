@@ -253,15 +253,7 @@ class FileStore(Store):
     ) -> int:
         if not expect:
             self._make_folder(self._runs)
-        log = self._logs.get(run_id) or self._new_log(run_id)  # as _with_log has it, for 1 % of a task
-        try:
-            return log.append(bodies, expect=expect, epoch=epoch, time_us=time_us)
-        except ObjectNotFound:
-            self.close(run_id)
-            raise
-        finally:
-            if self._logs.get(run_id) is not log:
-                log.close()
+        return self._with_log(run_id, Log.append, bodies, expect, epoch, time_us)
 
     def read(self, run_id: str, position: int = 0) -> Reading:
         return self._with_log(run_id, Log.read, position)

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
 import time
-from types import SimpleNamespace
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from microflow import _files, flow, task
+from microflow import _files, flow, task, transactions
 from microflow.client.orchestration import current_client
 from microflow.context import TaskRunContext
-from microflow.log import GATHER
+from microflow.exceptions import IndeterminateAppend
+from microflow.futures import TaskRunFuture, as_completed, resolve_futures_to_states, wait
 from microflow.task_runners import ThreadPoolTaskRunner
 from microflow.task_runs import FlowRunWatch, TaskRunWaiter
 from tests.support import PATIENCE, Colour, both
@@ -73,10 +76,11 @@ def square(x: int) -> int:
     return x * x
 
 
-def test_one_sync_serves_all_threads_that_wait(file):
-    """While the first one's end is on its way to the disk the others append theirs; a second sync covers them."""
+def test_a_worker_does_not_wait_for_the_disk_and_one_sync_serves_all_that_have_ended(file):
+    """Also in a program that uses transactions elsewhere."""
+    assert transactions.__name__ in sys.modules
 
-    @flow(task_runner=ThreadPoolTaskRunner(max_workers=8))
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))
     def body() -> int:
         file.syncs = 0
         file.before_sync = lambda: file.wait_for(b'"type":"COMPLETED"', 8)
@@ -89,27 +93,83 @@ def test_one_sync_serves_all_threads_that_wait(file):
     assert body() == 140
 
 
-def test_who_syncs_lets_others_gather_only_after_several_came_along(file, monkeypatch):
-    """Otherwise it would wait for nobody."""
-    waits: list[float] = []
-    monkeypatch.setattr("microflow.log.time", SimpleNamespace(sleep=waits.append, time_ns=time.time_ns))
+async def awaited(future: TaskRunFuture[int]) -> int:
+    return await future
 
-    @flow(task_runner=ThreadPoolTaskRunner(max_workers=8))
+
+def called_back(future: TaskRunFuture[int], file: Disk) -> bool:
+    on_disk: Future[bool] = Future()
+    future.add_done_callback(lambda _: on_disk.set_result(b'"json":49' in file.kept))
+    return on_disk.result(PATIENCE)
+
+
+def depended_on(future: TaskRunFuture[int], file: Disk) -> bool:
+    @task
+    def look(upstream: int) -> bool:
+        return b'"json":49' in file.kept
+
+    return look.submit(future).result()
+
+
+def polled(future: TaskRunFuture[int], file: Disk) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while not future.state.is_completed() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return b'"json":49' in file.kept
+
+
+@pytest.mark.parametrize(
+    "learn",
+    [
+        lambda future, file: future.wait(),
+        lambda future, file: wait([future]),
+        lambda future, file: list(as_completed([future])),
+        lambda future, file: resolve_futures_to_states([future]),
+        lambda future, file: asyncio.run(awaited(future)),
+        polled,
+        called_back,
+        depended_on,
+    ],
+    ids=["wait", "wait for many", "as_completed", "resolved", "await", "state", "callback", "dependent"],
+)
+def test_whoever_learns_from_its_future_that_a_run_has_ended_finds_that_on_the_disk(file, learn):
+    @flow
     def body() -> None:
-        for x in range(20):
-            square(x)
-        assert waits == []
-        file.before_sync = lambda: file.wait_for(b'"type":"COMPLETED"', 28)
-        for future in [square.submit(x) for x in range(100, 108)]:
-            future.result()
-        file.before_sync = lambda: None
-        square(7)
-        assert set(waits) == {GATHER}
-        waits.clear()
-        square(8)
+        told = learn(square.submit(7), file)
+        assert told is not False
+        assert b'"json":49' in file.kept
 
     body()
-    assert waits == []
+
+
+@pytest.mark.parametrize("option", ["on_completion", "on_commit"])
+def test_what_acts_on_an_end_finds_it_on_the_disk(file, option):
+    seen = []
+
+    def act(*_: Any) -> None:
+        seen.append(b'"json":49' in file.kept)
+
+    acting = task(square.fn, on_completion=[act]) if option == "on_completion" else task(square.fn)
+    if option == "on_commit":
+        acting.on_commit(act)
+    flow(lambda: acting.submit(7).result())()
+    assert seen == [True]
+
+
+def test_a_sync_that_fails_is_raised_by_the_result_and_not_by_the_wait(file):
+    def fail() -> None:
+        raise OSError(5, "the disk is broken")
+
+    @flow
+    def body() -> None:
+        future = square.submit(7)
+        file.before_sync = fail
+        future.wait()
+        assert not future.state.is_final()
+        future.result()
+
+    with pytest.raises(IndeterminateAppend, match="the disk is broken"):
+        body()
 
 
 def test_a_result_is_handed_out_when_its_end_is_on_the_disk(file):

@@ -478,8 +478,8 @@ class TestManyFutures:
         counted, registered = itertools.count(), threading.Event()
 
         class Last(ConcurrentFuture[Any]):
-            def add_done_callback(self, fn: Any) -> None:
-                super().add_done_callback(fn)
+            def _when_done(self, fn: Any) -> None:
+                super()._when_done(fn)
                 registered.set()
 
         futures = [open_future() for _ in range(many - 1)]

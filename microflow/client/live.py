@@ -475,9 +475,10 @@ class LiveRun:
         """Whether a claim or a final state has to be on the disk before anybody acts on it."""
         return self.store.durability == "disk"
 
-    def sync(self) -> None:
-        """Return when the disk has all that was appended (``durability=disk``); otherwise at once."""
-        self.store.sync(self.run_id, self.run.position)
+    def sync(self, position: int | None = None) -> None:
+        """Return when the disk has all that was appended, or all before `position` (``durability=disk``); otherwise at
+        once."""
+        self.store.sync(self.run_id, self.run.position if position is None else position)
 
     # ------------------------------------------------------------------------------ identity of calls (I13)
 

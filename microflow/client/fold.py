@@ -193,7 +193,10 @@ class TaskHistory:
     @property
     def last(self) -> dict[str, Any] | None:
         """The record of the last state."""
-        return next((record for record in reversed(self.states) if record["k"] == "state"), None)
+        for record in reversed(self.states):
+            if record["k"] == "state":
+                return record
+        return None
 
     @property
     def completed_as(self) -> str | None:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import array
-import dataclasses
 import datetime as dt
-import enum
 import functools
 import json
 import math
@@ -25,49 +23,9 @@ from uuid import UUID
 import pytest
 
 from microflow.hashing import fingerprint
+from tests.values_support import Access, Color, Level, Point, nested, self_containing
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-class Color(enum.Enum):
-    RED = 1
-    BLUE = "b"
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-
-
-class Access(enum.Flag):
-    READ = 1
-    WRITE = 2
-
-
-@dataclasses.dataclass
-class Point:
-    x: Any
-    y: Any = 0
-
-
-class Dict(dict):
-    pass
-
-
-class Own(Exception):
-    pass
-
-
-def self_containing():
-    ring: list[Any] = []
-    ring.append(ring)
-    return ring
-
-
-def nested(levels):
-    value: Any = 0
-    for _ in range(levels):
-        value = [value]
-    return value
 
 
 # ------------------------------------------------------------------------------------------------ fingerprints

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import json
 import os
 import pickle
 import subprocess
 import sys
 import threading
-from typing import Any
 
 import pytest
 
@@ -28,49 +25,9 @@ from microflow.serializers import (
     serializer_to_json,
     unpack,
 )
+from tests.values_support import Color, Dict, Own
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-class Color(enum.Enum):
-    RED = 1
-    BLUE = "b"
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-
-
-class Access(enum.Flag):
-    READ = 1
-    WRITE = 2
-
-
-@dataclasses.dataclass
-class Point:
-    x: Any
-    y: Any = 0
-
-
-class Dict(dict):
-    pass
-
-
-class Own(Exception):
-    pass
-
-
-def self_containing():
-    ring: list[Any] = []
-    ring.append(ring)
-    return ring
-
-
-def nested(levels):
-    value: Any = 0
-    for _ in range(levels):
-        value = [value]
-    return value
 
 
 # ------------------------------------------------------------------------------------------------ pack, unpack

@@ -193,6 +193,7 @@ class TaskHistory:
     @property
     def last(self) -> dict[str, Any] | None:
         """The record of the last state."""
+        record: dict[str, Any]
         for record in reversed(self.states):
             if record["k"] == "state":
                 return record

@@ -63,7 +63,10 @@ class Links:
             return False
         if self._live or not _LEAVES.issuperset(map(type, values)):
             return True
-        return any(id(value) in entries or id(value) in older for value in values)
+        for value in values:  # noqa: SIM110 - as in _chain
+            if id(value) in entries or id(value) in older:
+                return True
+        return False
 
     def add(self, value: Any, run_id: UUID, kind: type[Source] = TaskRunResult) -> None:
         """Remember that `value`, and what stands directly in it, came from the run `run_id`, a task run unless `kind`

@@ -216,8 +216,7 @@ class TaskTransitions(Generic[R]):
         return Abort(f"task run {task_run.name!r} cannot go on: {answer.reason}")
 
     async def _begin_run(self) -> None:
-        self.set_state(Running())
-        if self.state.name == "Held":
+        if self.set_state(Running()).name == "Held":
             await self._wait_while_held()
         if self.task.at_most_once:
             await self._sync_start()

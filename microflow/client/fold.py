@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 from .._kept import KeptResult, ResultFiles
-from .._state_parts import TYPES_BY_VALUE
+from .._state_parts import DEFAULT_NAMES, TYPES_BY_VALUE
 from .._waits import to_datetime, to_us
 from ..exceptions import MissingResult
 from ..states import Cancelled, Crashed, Failed, State, StateDetails, StateType
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 PAUSE_EXPIRED = "Flow run was paused and never resumed."
 
 _INPUTS = {kind.input_type: kind for kind in (TaskRunResult, FlowRunResult, Parameter, Constant)}
-_DEFAULT_NAMES = {kind.value: kind.value.capitalize() for kind in StateType}
+#: a state type as records say it, and the name that it has unless it is given another
+_WORDS = {kind: (kind.value, name) for kind, name in DEFAULT_NAMES.items()}
 _MOMENTS = frozenset({"scheduled_time", "cache_expiration", "pause_timeout"})
 _IDS = frozenset({"flow_run_id", "task_run_id", "child_flow_run_id", "transition_id", "task_parameters_id"})
 _OWN = frozenset({"flow_run_id", "task_run_id"})  # follow from where the record stands
@@ -60,12 +61,12 @@ _OWN = frozenset({"flow_run_id", "task_run_id"})  # follow from where the record
 
 def state_record(state: State[Any], run: str | None, result: dict[str, Any] | None) -> dict[str, Any]:
     """The record of `state`; `run` is the task run's id, None for the flow run of the log."""
-    kind = state.type.value
+    kind, default_name = _WORDS[state.type]
     record: dict[str, Any] = {"k": "state"}
     if run is not None:
         record["run"] = run
     record["type"] = kind
-    if state.name != _DEFAULT_NAMES[kind]:
+    if state.name != default_name:
         record["name"] = state.name
     if state.message is not None:
         record["message"] = state.message
@@ -205,7 +206,7 @@ class TaskHistory:
         last = self.last
         if last is None or last["type"] != "COMPLETED":
             return None
-        return str(last.get("name", _DEFAULT_NAMES["COMPLETED"]))
+        return str(last.get("name", DEFAULT_NAMES[StateType.COMPLETED]))
 
     @property
     def rolled_back(self) -> bool:

@@ -117,13 +117,13 @@ class _RunObject:
         "_end_time",
         "_expected_start_time",
         "_start_time",
-        "_text",
         "_total_run_time",
         "id",
         "name",
         "run_count",
         "state",
         "tags",
+        "text",
     )
 
     id: UUID
@@ -139,6 +139,8 @@ class _RunObject:
 
     def __init__(self, id: UUID, name: str, tags: set[str] | None = None) -> None:
         self.id = id
+        #: the id as text, as records name the run
+        self.text = str(id)
         self.name = name
         self.tags = tags if tags is not None else set()
         self.state = None
@@ -148,15 +150,6 @@ class _RunObject:
         self._end_time: int | None = None
         self._expected_start_time: int | None = None
         self._total_run_time = 0
-        self._text: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The id as text, as records name the run; written once, because a UUID takes 1 µs each time."""
-        text = self._text
-        if text is None:
-            text = self._text = str(self.id)
-        return text
 
     @property
     def state_id(self) -> UUID | None:
@@ -228,7 +221,7 @@ class _RunObject:
 
     def _values(self) -> dict[str, Any]:
         names = (name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ()))
-        return {name: getattr(self, name) for name in names if name != "_text"}
+        return {name: getattr(self, name) for name in names}
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._values() == other._values()

@@ -44,8 +44,8 @@ WHY = {
         "(its checksum, its place, no name twice), decoded and folded"
     ),
     "disk_group": (
-        "It is seen where the disk is fast: the machine syncs in a tenth of a millisecond, less than eight threads of "
-        "Python need for their tasks between two syncs. A slower disk is shared by more"
+        "It is seen where a sync takes little time beside a task of Python: then there is little to be shared. On a "
+        "slower disk more ends share a sync"
     ),
     "wheel": (
         "It costs a download, nothing at run time. Of it {shares[run]:.0f} KiB are the code that a run loads, "

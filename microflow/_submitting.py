@@ -7,8 +7,9 @@ the queue, never through recursion, so a chain of any length is fine. Which thre
 in worker threads (coroutines on the runner's loop thread), done-callbacks in the thread that ended the run.
 
 With durability ``disk`` a worker thread goes on as soon as an end is written: whoever looks at it through the
-future waits for the disk, so that one sync serves all that ended meanwhile. Hooks act on the end: it is on
-the disk before them.
+future waits for the disk, so that one sync serves all that ended meanwhile. Hooks, commits and rollbacks act
+on the end: it is on the disk before them. An end that nobody looks at is there with the next sync, at the
+latest when its flow run is let go of.
 
 Leaving a runner cancels what has not started (recorded as CANCELLED) and joins what runs.
 """
@@ -189,9 +190,9 @@ class Submission:
         self.context = copy_context()
         self.cancel_event = runner.cancel_event
         call.on_early_end = self._ended_early
-        # a worker does not wait for the disk, but for hooks, which act on the end
-        call.leaves_sync = call.recorder.must_sync and not task.isasync and not task.hooks
-        #: of the log, up to where the disk must have it before anybody is told of the end
+        # a worker does not wait for the disk, but for hooks, which act on the end, and for what is not to be repeated
+        call.leaves_sync = call.recorder.must_sync and not (task.isasync or task.hooks or task.at_most_once)
+        #: of the log, up to where the disk must have it before anybody is told of the end; 0: it has it
         self.position = 0
         self.loop_thread: LoopThread | None = None
         self.unmet = 1
@@ -203,15 +204,14 @@ class Submission:
         return self.future.done()
 
     @property
-    def leaves_sync(self) -> bool:
+    def must_sync(self) -> bool:
         """Whether its end may not be on the disk yet when its future is done."""
-        return self.call.leaves_sync
+        return self.call.recorder.must_sync
 
     def sync(self) -> None:
         """Return when its end is on the disk, where durability says so."""
         context = self.call.flow_context
-        # a flow run that was let go of was synced before, with its own end
-        if self.position and context is not None and context.live.token is not None:
+        if self.position and context is not None:
             context.live.sync(self.position)
         self.position = 0
 
@@ -249,13 +249,15 @@ class Submission:
     def _ended(self, state: State[Any]) -> None:
         self.parameters, self.wait_for = {}, None  # the future lives on, what it was made from need not
         if not self.future.done():
-            self._tell(state)
+            if self.call.leaves_sync:  # else its engine has waited for the disk
+                self._leave_sync()
+            self.future.set_result(state)
 
-    def _tell(self, state: State[Any]) -> None:
+    def _leave_sync(self) -> None:
+        """Have whoever looks at the end wait for the disk."""
         context = self.call.flow_context
-        if self.call.leaves_sync and context is not None:
+        if self.must_sync and context is not None:
             self.position = context.live.run.position
-        self.future.set_result(state)
 
     def _ended_early(self, state: State[Any]) -> None:
         """The run timed out, and its function cannot be stopped: nobody need wait for it. Called by the timer."""
@@ -270,7 +272,8 @@ class Submission:
         if isinstance(error, Pause) or (isinstance(error, Exception) and not stopped):
             self.future.set_exception(error)  # a Pause is raised again in whoever waits: their flow run is suspended
         else:
-            self._tell(state if stopped and state is not None else exception_to_crashed_state(error))
+            self._leave_sync()
+            self.future.set_result(state if stopped else exception_to_crashed_state(error))
 
     def record_cancelled(self) -> None:
         """Record that the run will not start, and complete its future. One of a suspended flow run will start when that
@@ -285,8 +288,9 @@ class Submission:
             return
         state: State[Any] = Cancelled(message="The run was cancelled before it started.")
         self._record(state)
+        self._leave_sync()
         if not self.future.cancelled():
-            self._tell(state)
+            self.future.set_result(state)
 
     def leave_behind(self) -> None:
         """The program was interrupted while the function runs, which cannot be stopped: record the run as crashed. What
@@ -297,6 +301,7 @@ class Submission:
         get_logger("task_runners").warning("task run %r was still running when its runner was interrupted", name)
         state: State[Any] = Crashed(message="The program was interrupted, and did not wait for the function to return.")
         self._record(state)
+        self._leave_sync()
         try:
             self._ended(state)
         except InvalidStateError:  # it has ended at this moment

@@ -188,8 +188,10 @@ class TaskTransitions(Generic[R]):
         if call is None or not call.recorder.must_sync or not self.state.is_final():
             return
         transaction = self._transaction
-        if call.leaves_sync and (transaction is None or not transaction.has_effects()):
-            return  # nothing acts on the end before its future is looked at
+        if call.leaves_sync and (
+            transaction is None or (self.state.is_completed() and not transaction.has_effects())
+        ):
+            return  # nothing acts on the end, by a commit or a rollback, before its future is looked at
         await self.waits.block(call.recorder.sync)
 
     async def _sync_start(self) -> None:

@@ -297,17 +297,17 @@ async def completion_of(thing: Waitable) -> None:
         if not done.done():
             done.set_result(None)
 
-    thing.add_done_callback(on_loop(settle))
+    getattr(thing, "_when_done", thing.add_done_callback)(on_loop(settle))
     slot = SLOT.get()
-    if slot is None:
-        await done
-        return
-    slot.give_back(blocking=False)
+    if slot is not None:
+        slot.give_back(blocking=False)
     try:
         await done
     finally:
-        # on a loop nothing may block: the slot is taken again even when none is free
-        slot.take_again(at_once=True)
+        if slot is not None:  # on a loop nothing may block: the slot is taken again even when none is free
+            slot.take_again(at_once=True)
+    if getattr(thing, "_is_unsynced", False):
+        await AsyncioWaits().block(thing.wait)  # for the disk, which would stall the loop
 
 
 async def settle(step: Any) -> Any:

@@ -10,7 +10,8 @@ User callbacks run once, in the thread that completes the run, or in the caller'
 already; what they raise is logged. Nothing of ours is locked meanwhile.
 
 With durability ``disk`` a wrapped ``concurrent.futures.Future`` may be done before the disk has the end of its
-run. Whoever learns of that end from the future around it, in whatever way, has waited for the disk.
+run. Whoever learns of that end from the future around it, in whatever way, has waited for the disk; so a wait with a
+timeout may take one sync longer, and so does a look at ``state``. A sync that fails is raised by ``result``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ._typing_only import Protocol
 from ._waits import AsyncioWaits, BlockingWaits, Waits, completion_of, finish, slot_given_back
 from .client.objects import FlowRun, TaskRun
 from .client.orchestration import current_client
-from .exceptions import LogError, MicroflowException, ObjectNotFound, StorageError, UpstreamTaskError
+from .exceptions import MicroflowException, ObjectNotFound, UpstreamTaskError
 from .states import Cancelled, Pending, State
 from .task_runs import FlowRunWatch, TaskRunWatch, Watch, call_contained, end_of
 
@@ -79,6 +80,11 @@ class RunFuture(ABC, Generic[R]):
     def _when_done(self, fn: Callable[[RunFuture[R]], object]) -> None:
         """:meth:`add_done_callback` for what looks at the outcome before it acts: the disk may not have it yet."""
         self.add_done_callback(fn)
+
+    @property
+    def _is_unsynced(self) -> bool:
+        """Whether the run is done, and looking at its outcome would wait for the disk."""
+        return False
 
     def __await__(self) -> Generator[Any, None, R]:
         """Wait on the running event loop, then the result."""
@@ -128,9 +134,6 @@ class WrappedFuture(TaskRunFuture[R]):
 
     def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
         """Call `fn` with this future once the wrapped one is done."""
-        self._when_done(fn)
-
-    def _when_done(self, fn: Callable[[RunFuture[R]], object]) -> None:
         callback = _DoneCallback(self, fn)
         if self._final_state is not None:
             callback.call(Exception)
@@ -141,8 +144,11 @@ class WrappedFuture(TaskRunFuture[R]):
 class _Submitted(Job, Protocol):
     """What a future asks of the submitted run whose outcome it is."""
 
+    #: of the log, up to where the disk must have it before anybody is told of the end; 0: it has it
+    position: int
+
     @property
-    def leaves_sync(self) -> bool:
+    def must_sync(self) -> bool:
         """Whether its end may not be on the disk yet when its future is done."""
 
     def sync(self) -> None:
@@ -171,14 +177,21 @@ class ConcurrentFuture(WrappedFuture[R]):
             self._adopt()
             fn(future)
 
-        self._when_done(on_disk if self.job is not None and self.job.leaves_sync else fn)
+        super().add_done_callback(on_disk if self.job is not None and self.job.must_sync else fn)
+
+    def _when_done(self, fn: Callable[[RunFuture[R]], object]) -> None:
+        super().add_done_callback(fn)
+
+    @property
+    def _is_unsynced(self) -> bool:
+        return self._final_state is None and self.job is not None and self.job.position > 0
 
     def _adopt(self) -> None:
         """Take the outcome of a run that is done, once the disk has it, where durability says so."""
-        if self.job is not None and self.job.leaves_sync:
+        if self.job is not None and self.job.position:
             try:
                 self.job.sync()
-            except (LogError, StorageError) as error:
+            except Exception as error:  # whatever keeps the disk from having it, as of a store of the user's
                 self._wrapped_future = type(self._wrapped_future)()
                 self._wrapped_future.set_exception(error)
         if self._wrapped_future.cancelled():

@@ -15,11 +15,14 @@ import pytest
 from microflow import _files, flow, task, transactions
 from microflow.client.orchestration import current_client
 from microflow.context import TaskRunContext
-from microflow.exceptions import IndeterminateAppend
+from microflow.exceptions import IndeterminateAppend, Pause
+from microflow.flow_runs import suspend_flow_run
 from microflow.futures import TaskRunFuture, as_completed, resolve_futures_to_states, wait
+from microflow.states import Failed
+from microflow.stores import FileStore
 from microflow.task_runners import ThreadPoolTaskRunner
 from microflow.task_runs import FlowRunWatch, TaskRunWaiter
-from tests.support import PATIENCE, Colour, both
+from tests.support import PATIENCE, Colour, both, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,20 +159,187 @@ def test_what_acts_on_an_end_finds_it_on_the_disk(file, option):
     assert seen == [True]
 
 
-def test_a_sync_that_fails_is_raised_by_the_result_and_not_by_the_wait(file):
-    def fail() -> None:
-        raise OSError(5, "the disk is broken")
+def test_a_rollback_finds_the_failure_that_it_is_for_on_the_disk(file):
+    """Else a power cut leaves what it undid undone beside a call that is made again."""
+    seen = []
+    undone = task(square.fn)
+    undone.on_rollback(lambda _: seen.append(b'"type":"FAILED"' in file.kept))
+
+    @task
+    def fail() -> Any:
+        return Failed()
+
+    @flow
+    def body() -> None:
+        with transactions.transaction():
+            undone.submit(7).result()
+            fail.submit().wait()
+            assert seen == [True]
+
+    body(return_state=True)
+    assert seen == [True]
+
+
+def test_the_end_of_what_may_happen_once_only_is_on_the_disk_though_nobody_looks(file):
+    pay = task(square.fn, at_most_once=True)
+
+    @flow
+    def body() -> None:
+        future = pay.submit(7)
+        while not future.wrapped_future.done():
+            time.sleep(0.001)
+        assert b'"json":49' in file.kept
+
+    body()
+
+
+def test_a_done_run_that_the_disk_has_not_yet_does_not_stall_the_loop(file):
+    ticks: list[int] = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(len(ticks))
+            await asyncio.sleep(0.001)
+
+    def slowly() -> None:
+        before = len(ticks)
+        deadline = time.monotonic() + PATIENCE
+        while len(ticks) < before + 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    @flow
+    async def body() -> int:
+        future = square.submit(7)
+        while not future.wrapped_future.done():  # noqa: ASYNC110 - a callback would wait for the disk itself
+            await asyncio.sleep(0.001)
+        ticking = asyncio.ensure_future(tick())
+        file.before_sync = slowly
+        value = await future
+        file.before_sync = lambda: None
+        ticking.cancel()
+        return value
+
+    assert run(body()) == 49
+    assert len(ticks) >= 3
+
+
+# ------------------------------------------------------------------------------------ after the flow, and in failure
+
+
+BEGUN, GOES_ON = threading.Event(), threading.Event()
+KEPT: list[Any] = []
+
+
+@task
+def outlives() -> int:
+    BEGUN.set()
+    assert GOES_ON.wait(PATIENCE)
+    return 49
+
+
+@flow(task_runner=ThreadPoolTaskRunner(max_workers=1))
+def leaves(way: str) -> None:
+    KEPT[:] = [outlives.submit()]
+    assert BEGUN.wait(PATIENCE)
+    threading.Timer(0.05, GOES_ON.set).start()
+    if way == "suspended":
+        suspend_flow_run()
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("way", ["suspended", "interrupted"])
+def test_a_future_that_is_looked_at_after_its_flow_tells_what_is_on_the_disk(file, way):
+    BEGUN.clear()
+    GOES_ON.clear()
+    with pytest.raises((Pause, KeyboardInterrupt)):
+        leaves(way)
+    (future,) = KEPT
+    future.wait()
+    assert future.state.is_completed()
+    assert b'"json":49' in file.kept
+
+
+def broken() -> None:
+    raise OSError(5, "the disk is broken")
+
+
+@both
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_sync_that_fails_is_raised_by_the_result_and_not_by_the_wait(file, colour: Colour, hooked):
+    """No hook is told of an end that may not last."""
+    ran: list[int] = []
+    kept: list[Any] = []
+    hooks = [lambda *_: ran.append(1)] if hooked else []
+
+    @colour.task(on_completion=hooks)
+    def work() -> int:
+        return 49
+
+    @flow
+    def body() -> None:
+        file.before_sync = broken
+        kept.append(work.submit())
+        kept[0].wait()
+        assert not kept[0].state.is_final()
+        kept[0].result()
+
+    with pytest.raises(IndeterminateAppend, match="the disk is broken"):
+        body()
+    with pytest.raises(IndeterminateAppend, match="the disk is broken"):
+        kept[0].result()
+    assert not ran
+
+
+def test_the_failing_sync_of_the_flow_is_told_by_the_futures_that_nobody_looked_at(file):
+    kept: list[Any] = []
+
+    @flow
+    def body() -> None:
+        kept.append(square.submit(7))
+        while not kept[0].wrapped_future.done():
+            time.sleep(0.001)
+        file.before_sync = broken
+
+    with pytest.raises(IndeterminateAppend, match="the disk is broken"):
+        body()
+    with pytest.raises(IndeterminateAppend, match="the disk is broken"):
+        kept[0].result()
+
+
+def test_a_store_that_fails_in_its_own_way_hinders_nobody_who_waits(file, monkeypatch):
+    called = threading.Event()
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no such sync")
 
     @flow
     def body() -> None:
         future = square.submit(7)
-        file.before_sync = fail
+        monkeypatch.setattr(FileStore, "sync", fails)
+        future.add_done_callback(lambda _: called.set())
         future.wait()
-        assert not future.state.is_final()
-        future.result()
+        assert called.wait(PATIENCE)
+        with pytest.raises(RuntimeError, match="no such sync"):
+            future.result()
+        monkeypatch.undo()
 
-    with pytest.raises(IndeterminateAppend, match="the disk is broken"):
-        body()
+    body()
+
+
+@both
+def test_who_learns_of_a_crash_finds_it_on_the_disk(file, colour: Colour):
+    @colour.task(on_completion=[lambda *_: None])
+    def leave() -> None:
+        raise SystemExit(1)
+
+    @flow
+    def body() -> None:
+        future = leave.submit()
+        future.wait()
+        assert future.state.is_crashed()
+        assert b'"type":"CRASHED"' in file.kept
+
+    body()
 
 
 def test_a_result_is_handed_out_when_its_end_is_on_the_disk(file):

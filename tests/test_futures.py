@@ -514,6 +514,30 @@ class TestManyFutures:
         executed = flow(lambda: count.submit(*given).result())() if in_task else count.fn(*given)
         assert executed <= 200 * 8000
 
+    def test_futures_around_something_that_has_no_callbacks_of_its_own_are_waited_for_by_theirs(self):
+        """As users wrap what another library gave them."""
+
+        class Reference(WrappedFuture[int]):
+            def add_done_callback(self, fn: Any) -> None:
+                threading.Timer(0.01, self.arrive, [fn]).start()
+
+            def arrive(self, fn: Any) -> None:
+                self._final_state = Completed(data=5)
+                fn(self)
+
+            def wait(self, timeout: float | None = None) -> None: ...
+
+            def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> int:
+                return 5
+
+        def made() -> Reference:
+            return Reference(uuid4(), object())
+
+        assert [each.result() for each in as_completed([made()])] == [5]
+        assert len(wait([made()]).done) == 1
+        add_one = task(lambda x: x + 1)
+        assert flow(lambda: add_one.submit(made()).result())() == 6
+
     def test_a_pending_future_that_is_waited_for_adds_little_for_the_garbage_collector(self):
         """What it has to look at made 100,000 futures cost twice as much each as 10,000."""
         futures = [open_future() for _ in range(1000)]

@@ -98,6 +98,9 @@ class LiveRun:
         #: what the last append that was refused raised: an error of ours, which is no outcome of the code that it
         #: comes out of
         self.refused: Exception | None = None
+        #: what kept the disk from having all that was appended when the run was let go of
+        self.unsynced: Exception | None = None
+        self._synced = 0  # a position before which the disk has all; threads may set it back, which does no harm
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._calls: dict[bytes, int] = {}
@@ -207,11 +210,10 @@ class LiveRun:
     def release(self) -> None:
         """Let go of the run: append the owner's release unless one stands, and forget the open log. Dying
         before the append is harmless: a dead owner's claim is as good as released."""
-        if self._pid != os.getpid():
+        if self._pid != os.getpid() or self.token is None:
             return
+        self._sync_at_last()
         token, self.token = self.token, None
-        if token is None:
-            return
         let_go = self.store.disown
         try:
             with self._lock:
@@ -237,12 +239,12 @@ class LiveRun:
 
         Known hole: a token is a process's, and lives while the process owns other runs. Until these have ended, other
         processes see this run as running; ``--steal`` takes it."""
-        if self._pid != os.getpid():
+        if self._pid != os.getpid() or self.token is None:
             return
+        self._sync_at_last()
         token, self.token = self.token, None
-        if token is not None:
-            self.store.disown(token)
-            self.store.close(self.run_id)
+        self.store.disown(token)
+        self.store.close(self.run_id)
 
     # ------------------------------------------------------------------------------------- task runs
 
@@ -451,10 +453,12 @@ class LiveRun:
             if record.kind == "state" and "run" in record.data:
                 self._take_in_state(record.data)
 
-    def refresh(self) -> None:
-        """Fold what other processes appended since the last append or refresh."""
+    def refresh(self) -> bool:
+        """Fold what other processes appended since the last append or refresh; whether there was anything."""
         with self._lock:
+            before = self.run.position
             self._catch_up()
+            return self.run.position > before
 
     def _publish(self, bodies: list[dict[str, Any]], position: int) -> None:
         now, epoch = now_us(), self.epoch
@@ -477,8 +481,28 @@ class LiveRun:
 
     def sync(self, position: int | None = None) -> None:
         """Return when the disk has all that was appended, or all before `position` (``durability=disk``); otherwise at
-        once."""
-        self.store.sync(self.run_id, self.run.position if position is None else position)
+        once. Of a run that this process has let go of the disk has all, unless that failed then: it is raised again."""
+        position = self.run.position if position is None else position
+        if position <= self._synced:
+            return
+        if self.epoch is not None and self.token is None:
+            if self.unsynced is not None:
+                raise self.unsynced
+            return
+        try:
+            self.store.sync(self.run_id, position)
+        except (LogError, StorageError) as refused:
+            self._note_refusal(refused)
+            raise
+        self._synced = max(self._synced, position)
+
+    def _sync_at_last(self) -> None:
+        """Before the run is let go of: futures of its task runs may be looked at later."""
+        if self.must_sync:
+            try:
+                self.sync()
+            except (LogError, StorageError) as error:  # told to those who look
+                self.unsynced = error
 
     # ------------------------------------------------------------------------------ identity of calls (I13)
 

@@ -329,8 +329,10 @@ class SyncClient(Reader):
     def let_go(self, live: LiveRun) -> None:
         """Release a run that this process owns. One that came from the queue and is not to be claimed any more leaves
         it; dying before that, the entry leads to a run that has ended, and whoever looks at it removes it."""
-        self.owned.pop(live.run_id, None)
-        live.release()
+        try:
+            live.release()
+        finally:  # not before: the run would look like one whose process has died
+            self.owned.pop(live.run_id, None)
         state = live.run.flow_run.state
         if live.run.was_queued and state is not None and (state.is_final() or state.is_suspended()):
             try:

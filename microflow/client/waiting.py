@@ -34,7 +34,9 @@ async def until_final(
     with client.addressed(flow_run_id) as live, News([live]) as news:
         while True:
             live.refresh()
-            state = client.seen(live.run)
+            while not (is_alive := client.is_alive(live.run)) and live.refresh():
+                pass  # a dead owner's last words count
+            state = live.run.seen(is_alive)
             if log_states:
                 seen = _log_states(live.run_id, live.run.states, seen)
             if state is not None and state.is_final() and not _will_be_taken_over(live, client):

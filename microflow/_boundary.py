@@ -35,7 +35,7 @@ def stop_signal(live: LiveRun) -> MicroflowSignal | None:
     state = live.flow_run.state
     if state is None or state.is_running() or (state.is_paused() and not state.is_suspended()):
         return None
-    if state.is_suspended():
+    if state.is_left():
         return Pause(f"flow run {live.flow_run.name!r} is suspended", state=state)
     return Abort(f"flow run {live.flow_run.name!r} cannot go on: it is in state {state}")
 

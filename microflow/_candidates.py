@@ -136,7 +136,7 @@ class Candidates:
             pass
         elif run.owner is not None and self._client.is_alive(run):
             self._elsewhere[run_id] = run.owner
-            if state is not None and (state.is_suspended() or state.is_resuming()):
+            if state is not None and state.is_left():
                 self._leaving.add(run_id)
         elif state is not None and state.is_paused():
             self._known.discard(run_id)

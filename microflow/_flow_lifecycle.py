@@ -409,7 +409,7 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
             return "cancel"
         if any(state is not None and state.is_cancelling() for state in states):
             return "cancel caller"
-        return "suspend" if any(state is not None and state.is_suspended() for state in states) else None
+        return "suspend" if any(state is not None and state.is_left() for state in states) else None
 
     async def _stop(self) -> None:
         """Cancel the run: on_cancellation hooks while it is CANCELLING, then CANCELLED. Dying in between, readers see

@@ -282,7 +282,7 @@ class Submission:
             return  # cancelled by itself before, and recorded then
         context = self.call.flow_context
         flow_state = None if context is None else context.flow_run.state
-        if flow_state is not None and flow_state.is_suspended():
+        if flow_state is not None and flow_state.is_left():
             if not self.future.cancelled():
                 self.future.set_exception(Pause("the flow run is suspended", state=flow_state))
             return

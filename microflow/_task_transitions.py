@@ -211,7 +211,7 @@ class TaskTransitions(Generic[R]):
         call, task_run = self._call, self.task_run
         assert call is not None and task_run is not None
         flow_state = None if call.flow_context is None else call.flow_context.flow_run.state
-        if flow_state is not None and flow_state.is_suspended():
+        if flow_state is not None and flow_state.is_left():
             return Pause(f"task run {task_run.name!r} does not start: {answer.reason}", state=flow_state)
         if flow_state is not None and flow_state.is_cancelling():
             self.set_state(Cancelled(message="Its flow run was cancelled."), force=True)
@@ -234,7 +234,7 @@ class TaskTransitions(Generic[R]):
         while self.state.name == "Held":
             await released(live, self.waits)
             state = live.flow_run.state
-            if (self.is_cancelled() or live.gate_closed) and state is not None and not state.is_suspended():
+            if (self.is_cancelled() or live.gate_closed) and state is not None and not state.is_left():
                 await self._cancel()
             else:
                 self.set_state(Running())

@@ -191,6 +191,11 @@ class State(Generic[R]):
         """Whether the run is paused without a process: it is run again from the top when it is resumed."""
         return self.type is StateType.PAUSED and self.state_details.pause_reschedule
 
+    def is_left(self) -> bool:
+        """Whether the process that runs it is to let go of the run, which is run again from the top: it was suspended,
+        and perhaps resumed already."""
+        return self.is_suspended() or self.is_resuming()
+
     def is_not_ready(self) -> bool:
         """Whether the run will never start because a run that it depends on did not complete."""
         return self.type is StateType.PENDING and self.name == "NotReady"

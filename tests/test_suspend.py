@@ -29,7 +29,7 @@ SCRIPT = """
 import asyncio, time
 from microflow import flow, task, suspend_flow_run, resume_flow_run
 from microflow.task_runners import ThreadPoolTaskRunner
-from microflow.flow_runs import asuspend_flow_run
+from microflow.flow_runs import aresume_flow_run, asuspend_flow_run
 from tests.pause_support import own_run_id
 from tests import test_suspend
 
@@ -58,9 +58,11 @@ async def coroutine(many: int = 1):
     return first + work(2)
 
 @flow
-def by_id(how="call"):
+def by_id(how="call", resumed=False):
     work(1)
     suspend_flow_run(flow_run_id=own_run_id())
+    if resumed:
+        resume_flow_run(own_run_id())
     saw("still here")
     if how == "call":
         work(2)
@@ -93,9 +95,11 @@ async def async_child():
     saw("child")
 
 @flow
-async def async_by_id(how="call"):
+async def async_by_id(how="call", resumed=False):
     await awork(1)
     await asuspend_flow_run(flow_run_id=own_run_id())
+    if resumed:
+        await aresume_flow_run(own_run_id())
     saw("still here")
     if how == "call":
         await awork(2)
@@ -233,7 +237,7 @@ def suspended(main: Any, *args: Any, **kwargs: Any) -> str:
     with pytest.raises(Pause) as caught:
         run(main(*args, **kwargs))
     assert caught.value.state is not None
-    assert caught.value.state.name == "Suspended"
+    assert caught.value.state.is_left()
     (run_id,) = (each for each in flow_run_ids(main.name) if each not in before)
     return run_id
 
@@ -284,10 +288,13 @@ def test_finally_blocks_run_and_no_hook_does(flows):
 @pins("flows", 120)
 @pytest.mark.parametrize("name", ["by_id", "async_by_id"])
 @pytest.mark.parametrize("how", ["call", "submit", "map", "child", "error", "return", "swallowed", "timeout"])
-def test_a_run_that_was_suspended_by_its_id_leaves_at_the_next_boundary(flows, name, how):
-    run_id = suspended(flows(f"{name}_in_time" if how == "timeout" else name), how)
+@pytest.mark.parametrize("resumed", [False, True], ids=["", "resumed"])
+def test_a_run_that_was_suspended_by_its_id_leaves_at_the_next_boundary(flows, name, how, resumed):
+    """Also when somebody has resumed it before it has left."""
+    run_id = suspended(flows(f"{name}_in_time" if how == "timeout" else name), how, resumed)
     assert executed == {1: 1, "still here": 1}
-    assert flow_states(run_id)[-1] == "Suspended"
+    assert flow_states(run_id)[2:] == (["Suspended", "Resuming"] if resumed else ["Suspended"])
+    assert fold(run_id).owner is None
 
 
 def test_what_has_started_ends_and_what_has_not_does_not_start(flows):

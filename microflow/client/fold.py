@@ -475,7 +475,7 @@ class Run:
             message = "Its process let go of it before it ended."
         if state.is_paused() and is_expired(state):
             derived = Failed(message=PAUSE_EXPIRED)
-        elif state.is_suspended() or state.is_resuming() or (self.owner is None and not state.is_running()):
+        elif state.is_left() or (self.owner is None and not state.is_running()):
             return state  # these have no process and need none
         else:
             derived = Cancelled(message=message) if state.is_cancelling() else Crashed(message=message)

@@ -285,7 +285,7 @@ class SyncClient(Reader):
             if steal or not self.is_alive(run):
                 return run
             state = run.flow_run.state
-            leaves = state is not None and (state.is_suspended() or state.is_resuming())
+            leaves = state is not None and state.is_left()
             if time.monotonic() >= began + (LEAVING_PATIENCE if leaves else CLAIM_PATIENCE):
                 raise RunningElsewhere(
                     f"flow run {run_id} is running in process {run.owner_pid} on {run.owner_host}; "

@@ -5,7 +5,9 @@ There is nobody who could tell us: no server, and change notices of the operatin
 everywhere nor cross a network file system. So one thread looks at the size of each followed log, 1 ms
 after something happened and more and more seldom after that, at least every 10 ms. A look costs about
 2 µs. The thread exists only while somebody follows; it is no daemon, and whoever leaves last waits
-until it has ended, so nothing of ours runs after the call that needed it (invariant I10).
+until it has ended, so nothing of ours runs after the call that needed it (invariant I10). Except while it is in a
+callback of the user's (``lend``): that may take any time, or want what the one who leaves holds. The thread ends by
+itself then, when the callback returns; who follows meanwhile begins another one.
 
 It publishes each record of a followed log once, unless two who follow the same run started from
 different positions: then some come twice. A subscriber looks at the run anyway.
@@ -56,6 +58,43 @@ def _program_has_ended() -> bool:
     return not any(each is not main and not each.daemon and each.name != THREAD_NAME for each in threading.enumerate())
 
 
+class _Looking:
+    """Who looks: a thread, or the timers of a loop."""
+
+    __slots__ = ("by", "ended", "free", "stop")
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.by: Any = None  # the thread, or the next timer
+        self.ended = False  # nothing but the end of the thread is left
+        self.free = threading.Event()  # set while nobody needs to wait for the thread: it has ended, or is lent
+
+    def end(self) -> None:
+        """Return when nothing of ours runs any more."""
+        if not isinstance(self.by, threading.Thread):
+            self.by.cancel()
+        elif self.by is not threading.current_thread():  # a subscriber may be who leaves
+            self.free.wait()
+            if self.ended:
+                self.by.join()
+
+
+_here = threading.local()  # `looking`, in a thread of a follower
+
+
+def lend(fn: Callable[[], object]) -> None:
+    """Call `fn`, which is the user's. Who leaves the follower, if this is its thread, does not wait for that."""
+    looking: _Looking | None = getattr(_here, "looking", None)
+    if looking is None or looking.free.is_set():
+        fn()
+        return
+    looking.free.set()
+    try:
+        fn()
+    finally:
+        looking.free.clear()
+
+
 class _Followed:
     """One run that somebody follows."""
 
@@ -89,8 +128,7 @@ class Follower:
         # Guards the fields below. Not held while a subscriber runs or a log is read.
         self._mutex = threading.Lock()
         self._followed: dict[str, _Followed] = {}
-        self._looking: Any = None  # a thread, or a timer of the loop
-        self._stop = threading.Event()  # of what looks now
+        self._looking: _Looking | None = None
 
     def follow(self, run_id: str, position: int) -> Following:
         """See ``Store.follow``."""
@@ -99,25 +137,25 @@ class Follower:
     def enter(self, run_id: str, position: int) -> None:
         with self._mutex:
             if self._looking is None:
-                stop = threading.Event()
-                self._looking = self._begin(stop)  # it may raise: then nothing has changed
-                self._stop = stop
+                self._looking = self._begin()  # it may raise: then nothing has changed
             followed = self._followed.setdefault(run_id, _Followed(run_id, position))
             followed.count += 1
             followed.position = min(followed.position, position)
             followed.size = -1
 
-    def _begin(self, stop: threading.Event) -> Any:
-        thread = threading.Thread(target=self._run, args=(stop,), name=THREAD_NAME)
+    def _begin(self) -> _Looking | None:
+        looking = _Looking()
+        looking.by = threading.Thread(target=self._run, args=(looking,), name=THREAD_NAME)
         try:
-            thread.start()
+            looking.by.start()
         except RuntimeError:
             if _waits.loop_is_running():
-                return Context().run(self._look_later, stop, SHORTEST_PAUSE)
-            if not _waits.IS_ALONE:
+                Context().run(self._look_later, looking, SHORTEST_PAUSE)
+            elif _waits.IS_ALONE:
+                return None  # whoever blocks for news is told that none can come; sleeping is fine
+            else:
                 raise
-            return None  # whoever blocks for news is told that none can come; sleeping is fine
-        return thread
+        return looking
 
     def leave(self, run_id: str) -> None:
         with self._mutex:
@@ -125,31 +163,32 @@ class Follower:
             followed.count -= 1
             if not followed.count:
                 del self._followed[run_id]
-            if self._followed:
+            if self._followed or self._looking is None:
                 return
             looking, self._looking = self._looking, None
-            self._stop.set()
-        if isinstance(looking, threading.Thread):
-            if looking is not threading.current_thread():  # a subscriber may be who leaves
-                looking.join()
-        elif looking is not None:
-            looking.cancel()
+            looking.stop.set()
+        looking.end()
 
-    def _run(self, stop: threading.Event) -> None:
-        pause = SHORTEST_PAUSE
-        while not stop.wait(pause):
-            if _program_has_ended():
-                return  # only callbacks are left, and they do not keep it
-            pause = self._look_at_all(stop, pause)
+    def _run(self, looking: _Looking) -> None:
+        _here.looking = looking
+        try:
+            pause = SHORTEST_PAUSE
+            while not looking.stop.wait(pause):
+                if _program_has_ended():
+                    return  # only callbacks are left, and they do not keep it
+                pause = self._look_at_all(looking.stop, pause)
+        finally:
+            looking.ended = True
+            looking.free.set()
 
-    def _look_later(self, stop: threading.Event, pause: float) -> Any:
-        return _waits.call_later(pause, self._look_on_loop, stop, pause)
+    def _look_later(self, looking: _Looking, pause: float) -> None:
+        looking.by = _waits.call_later(pause, self._look_on_loop, looking, pause)
 
-    def _look_on_loop(self, stop: threading.Event, pause: float) -> None:
-        pause = self._look_at_all(stop, pause)
+    def _look_on_loop(self, looking: _Looking, pause: float) -> None:
+        pause = self._look_at_all(looking.stop, pause)
         with self._mutex:
-            if not stop.is_set():
-                self._looking = self._look_later(stop, pause)
+            if not looking.stop.is_set():
+                self._look_later(looking, pause)
 
     def _look_at_all(self, stop: threading.Event, pause: float) -> float:
         """Publish what is new in all logs; gives the pause until the next look."""
@@ -157,6 +196,8 @@ class Follower:
             followed = [] if stop.is_set() else list(self._followed.values())
         news, began = False, time.monotonic()
         for each in followed:
+            if stop.is_set():
+                break  # a callback has returned that nobody waited for
             try:
                 news = self._look(each) or news
             except (MicroflowException, OSError) as error:

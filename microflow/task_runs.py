@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
+from ._follower import lend
 from ._forks import new_lock
 from ._loggers import get_logger
 from ._waits import AsyncioWaits, BlockingWaits, Waits, call_later, check_not_alone, finish, slot_given_back
@@ -354,6 +355,6 @@ class TaskRunWaiter:
 def call_contained(callback: Callable[[], object], run: str, contained: type[BaseException]) -> None:
     """Call a callback of the user's; what it raises is logged (I7)."""
     try:
-        callback()
+        lend(callback)
     except contained:
         get_logger("task_runs").exception("a done-callback of %s raised", run)

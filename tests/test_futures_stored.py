@@ -14,7 +14,7 @@ import pytest
 
 from microflow import flow, task
 from microflow.calls import Call
-from microflow.client.orchestration import current_client
+from microflow.client.orchestration import SyncClient, current_client
 from microflow.context import FlowRunContext
 from microflow.exceptions import MissingResult, ObjectNotFound, Pause
 from microflow.flow_runs import rerun
@@ -30,8 +30,10 @@ from microflow.futures import (
     wait,
 )
 from microflow.states import Completed, Suspended
+from microflow.stores import FileStore
 from microflow.task_engine import run_call
 from tests.behaviour_support import pins
+from tests.log_support import until
 from tests.support import PATIENCE, memory_home
 
 
@@ -200,6 +202,39 @@ def test_a_callback_that_raises_is_logged(kind, caplog):
     kind.run(future)
     assert seen == [future]
     assert "bad callback" in caplog.text
+
+
+def elsewhere() -> SyncClient:
+    """A client as another process has it: what it appends is heard of by the follower."""
+    return SyncClient(FileStore(current_client().store.location))
+
+
+@pytest.mark.parametrize("home", ["file"], indirect=True)
+def test_who_waits_for_another_run_is_not_held_up_by_a_callback(home):
+    """Nor does he hang, when the callback wants what he holds; and news go on to be heard meanwhile."""
+    first, second, third = (FlowKind().create(1) for _ in range(3))
+    called, release, outcome = threading.Event(), threading.Event(), list[Any]()
+
+    def callback(_: Any) -> None:
+        called.set()
+        outcome.extend([threading.current_thread(), release.wait(5)])
+
+    store = current_client().store
+    with store.follow(str(second.flow_run_id)):
+        first.add_done_callback(callback)
+        elsewhere().cancel_flow_run(first.flow_run_id)
+        assert called.wait(PATIENCE)
+    timer = threading.Timer(0.01, elsewhere().cancel_flow_run, [third.flow_run_id])
+    timer.start()
+    third.wait(PATIENCE)
+    timer.join()
+    assert third.state.is_cancelled()
+    release.set()
+    until(lambda: len(outcome) == 2)
+    thread, released = outcome
+    assert (thread.name, released) == ("microflow follower", True)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
 
 
 @kinds

@@ -149,10 +149,11 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         paused pauses again, since nobody but its parent can go on with it."""
         if self._tracking is not None and self.live is not None and is_held(self.state):
             expire(self.live, self.state, again=True)
+        assert self.live is not None
         while not self.is_running():
             answer = self.set_state(Running())
             if answer.status == Answer.WAIT:
-                await self.waits.sleep(answer.seconds)
+                await self.waits.sleep(answer.seconds, self.live.leaving)
             elif answer.status == Answer.ABORT or not self.is_running():
                 raise self._refused(answer)
         await settle(self.call_hooks())
@@ -187,7 +188,7 @@ class BaseFlowRunEngine(FlowOutcome, Generic[R]):
         else:  # long enough to be asked something meanwhile
             assert self.live is not None
             live, waiting = self.live, self.state
-            # in a server that is told to stop, the wait is left to others
+            # in a process that is told to leave, the wait is left to others
             await until_due(live, self.waits, due, lambda: live.flow_run.state is not waiting, live.leaving)
         self._log(INFO, "Received non-final state %r, will attempt to run again", self.state.name)
 

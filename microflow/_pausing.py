@@ -10,8 +10,9 @@ the pause: the resume did already; at the deadline the waiting code records RUNN
 it paused; an exception out of the wait (a timeout of the flow, a cancelled asyncio task) records RUNNING, too. Two
 pieces of code that pause at once wait in turn, each with a pause of its own.
 
-The exception: a worker that is told to stop leaves a run that pauses outside of its tasks and subflows as it is,
-without an owner. Whoever resumes it has it run again, as one whose process was killed.
+The exception: a worker that is told to stop, or a Lambda invocation whose time is up, leaves a run that pauses outside
+of its tasks and subflows as it is, without an owner. Whoever resumes it has it run again, as one whose process was
+killed.
 
 A suspension is the same record with another name; then ``Pause`` is raised through the body. What was passed is known
 by its key when the run is executed again: keys are counted in each attempt, so code that pauses under a condition does
@@ -89,7 +90,7 @@ async def pause_here(
             while _stands(live, paused):
                 if leaving is not None and leaving.told:
                     ended = True
-                    raise Pause("the worker stops; the paused run is left to whoever resumes it", state=paused)
+                    raise Pause("its process leaves; the paused run is left to whoever resumes it", state=paused)
                 await _next_news(context, waits, news, deadline)
                 late = deadline is not None and time.monotonic() >= deadline
                 if late and expire(live, paused).accepted:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._submitting import RUNNER_OUTSIDE_FLOWS, TaskRunner
-from ._waits import SLOT, AsyncioWaits, StopSignal
+from ._waits import SLOT, AsyncioWaits
 from .calls import Call
 from .client.deferred import carried_by
 from .context import tags
@@ -41,22 +41,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from .client.fold import Run
-    from .client.live import LiveRun
+    from .client.live import Leaving, LiveRun
     from .client.orchestration import SyncClient
     from .flows import Flow
     from .tasks import Task
-
-
-class Leaving(StopSignal):
-    """Set when a worker stops: what waits for its retry is left to others, where it stands. Nothing is cancelled."""
-
-    def is_set(self) -> bool:
-        """Whether runs are to be cancelled: never."""
-        return False
-
-    def woke(self) -> None:
-        """Leave the run."""
-        raise Abort("the worker stops; the retry is left to others")
 
 
 class Serving(Protocol):

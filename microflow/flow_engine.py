@@ -231,6 +231,14 @@ def run_to_state(flow: Flow[Any, Any], parameters: dict[str, Any], live: LiveRun
     return engine.final_state()
 
 
+def run_here(flow: Flow[Any, Any], parameters: dict[str, Any], live: LiveRun) -> State[Any]:
+    """:func:`run_to_state` for who blocks until the run's end, also that of a coroutine flow, with or without a loop
+    that runs in this thread."""
+    outcome = run_to_state(flow, parameters, live)
+    state: State[Any] = run_coroutine(outcome) if flow.isasync else outcome
+    return state
+
+
 @contextmanager
 def _told(flow: Flow[Any, Any], error_logger: Any) -> Iterator[None]:
     try:

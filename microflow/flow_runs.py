@@ -235,10 +235,16 @@ def check_flow_fits(run: Run, flow: Flow[Any, Any]) -> None:
 
 
 def take_over(
-    flow: Flow[Any, Any], flow_run_id: UUID | str, *, steal: bool = False, force: bool = False
+    flow: Flow[Any, Any],
+    flow_run_id: UUID | str,
+    *,
+    steal: bool = False,
+    force: bool = False,
+    patience: float | None = None,
 ) -> tuple[LiveRun, dict[str, Any], SyncClient]:
     """Claim a run for this process, with what is needed to run it again. Its parameters are rebuilt before the
-    claim: a run that cannot be run here is not taken from anybody."""
+    claim: a run that cannot be run here is not taken from anybody. An owner that is about to let go is waited for, at
+    most `patience` seconds."""
     client = current_client()
     run = client.fold(str(flow_run_id))
     check_flow_fits(run, flow)
@@ -246,7 +252,7 @@ def take_over(
         parameters = flow.rebind(run.parameters())
     except MicroflowException as problem:
         raise MicroflowException(f"flow run {flow_run_id} cannot be run again here: {problem}") from problem
-    return client.claim(str(flow_run_id), steal=steal, force=force), parameters, client
+    return client.claim(str(flow_run_id), steal=steal, force=force, patience=patience), parameters, client
 
 
 def rerun(flow: Flow[Any, Any], flow_run_id: UUID | str, *, steal: bool = False, force: bool = False) -> Any:

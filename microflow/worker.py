@@ -34,9 +34,10 @@ from typing import TYPE_CHECKING, Any
 
 from ._candidates import Candidates
 from ._pool import LoopThread, Pool, PoolSlot
-from ._serving import AllOf, DeferredTasks, GivenUp, Leaving, ServedFlows, Serving, ToBeDeployed, Work, failure
+from ._serving import AllOf, DeferredTasks, GivenUp, ServedFlows, Serving, ToBeDeployed, Work, failure
 from ._sweep import Sweep
 from ._waits import SLOT, AsyncioWaits, choose_async, now_us, to_datetime
+from .client.live import Leaving
 from .client.orchestration import current_client, host_name
 from .exceptions import Abort, LogError, MicroflowException, StorageError
 from .logging import get_logger

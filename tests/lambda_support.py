@@ -47,6 +47,16 @@ exec chroot "$NEW_ROOT" "$@"
 """
 
 
+class Context:
+    """What a handler that is called by hand asks how much time remains."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int((self._end - time.monotonic()) * 1000)
+
+
 class Invocation:
     """One event on its way: how long it may take, and what came of it."""
 

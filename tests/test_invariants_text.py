@@ -102,7 +102,6 @@ OURS_TO_AWAIT |= {f"transaction.{step}" for step in ("enter", "leave", "roll_par
 ASYNCIO = {
     "_waits": "AsyncioWaits, and what carries a coroutine to a loop",
     "_pool": "loop threads",
-    "aws_lambda": "runs coroutine flows, in a handler that no loop calls",
     "_inline_pool": "starts coroutine tasks on the loop that runs already, where there are no threads",
     "_timeouts": "the limit of a coroutine cancels its asyncio task",
     "cli": "a coroutine flow's loop",

@@ -150,6 +150,7 @@ FLOORS: dict[str, float] = {
     "testing": 9,
     "ext": 9,
     "ext.vendor": 9.1,
+    "ext.lambda_deadline": 9.05,
     "ext.aws_lambda": 9.1,
     "_progress": 9,
     "_reports": 9.1,

@@ -11,8 +11,8 @@ Members of the records that this module makes and reads, besides ``k``:
 ======== ===================================================================================================
 run      ``name`` ``flow`` ``flow_version`` ``entrypoint`` ``tags`` ``parameters`` (a kept value or null) ``shown``
          (their JSON form when they are not kept as JSON) ``policy`` ``parent_task`` ``parent_flow`` ``root``
-         ``key`` (idempotency) ``cwd`` ``deployment`` (its id); of a deferred task run ``task`` (key) in place of
-         ``flow``, see ``deferred``
+         ``key`` (idempotency) ``cwd`` ``deployment`` (its id) ``given`` (digest of what the parameters were made of,
+         from who wants to recognise it); of a deferred task run ``task`` (key) in place of ``flow``, see ``deferred``
 claim    ``owner`` ``pid`` ``host``; ``forced`` when an operator started a final run again: failed calls are
          dropped, completed ones kept
 release  ``handed_back``: how many ended calls this claim handed back without running them; behind the final state of
@@ -31,6 +31,7 @@ note     ``run`` ``what`` ``at`` (µs), and more of what happened: see ``log``. 
 
 from __future__ import annotations
 
+from binascii import a2b_base64
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
@@ -463,6 +464,13 @@ class Run:
         value: dict[str, Any] = KeptResult(entry, self.run_id, self.store).load()
         return value
 
+    def parameters_document(self) -> Any:
+        """Their tagged JSON as it stands, nothing rebuilt; None when they are not kept as JSON."""
+        entry = self.header.get("parameters")
+        if entry is None or "json" not in (*entry, entry.get("format")):
+            return None
+        return KeptResult(entry, self.run_id, self.store).document()
+
     def seen(self, owner_is_alive: bool) -> State[Any] | None:
         """The flow run's state as a reader should see it. A run whose owner died never shows as running:
         CRASHED (CANCELLED when it was to be cancelled, FAILED when its pause expired) is derived here and written by
@@ -524,7 +532,8 @@ def shown_parameters(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(data: Any) -> Any:
-    """Tagged JSON without its tags: tuples and sets as lists, moments and ids as text."""
+    """Tagged JSON without its tags: tuples and sets as lists, moments and ids as text, of text that is no valid Unicode
+    the halves of pairs as ``\\ud800``."""
     if isinstance(data, list):
         return [shown(item) for item in data]
     if not isinstance(data, dict):
@@ -536,7 +545,16 @@ def shown(data: Any) -> Any:
         return shown(value[-1] if isinstance(value, list) and value else value)
     if data["$"] == "dict":
         return {str(shown(key)): shown(item) for key, item in value or ()}
+    if data["$"] == "str":
+        return _shown_text(value)
     return shown(value)
+
+
+def _shown_text(value: Any) -> Any:
+    try:
+        return a2b_base64(value).decode("utf-8", "surrogatepass").encode("utf-8", "backslashreplace").decode()
+    except (ValueError, TypeError):  # a log that somebody has changed
+        return value
 
 
 def shown_result(entry: dict[str, Any] | None) -> Any:

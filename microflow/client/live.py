@@ -18,9 +18,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from .._kept import KeptResult, keep
-from .._waits import now_us, to_datetime
+from .._waits import StopSignal, now_us, to_datetime
 from ..events import Record
-from ..exceptions import Conflict, Fenced, LogError, NoSpace, StorageError
+from ..exceptions import Abort, Conflict, Fenced, LogError, NoSpace, StorageError
 from ..states import AwaitingRetry, State, StateType, Value
 from ..transitions import flow_verdict, task_verdict
 from .fold import Run, TaskHistory, note_record, state_record, task_record
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
     from uuid import UUID
 
-    from .._waits import StopSignal
     from ..stores import Store
     from .objects import FlowRun, TaskRun
 
@@ -75,6 +74,19 @@ def _kept(state: State[Any], run_id: str, store: Store, name: str) -> dict[str, 
     return keep(data.load(), run_id, store, name, whole=data.kept_whole)
 
 
+class Leaving(StopSignal):
+    """Set when who works on a run is to leave it: what waits for a retry, or for its time to begin, is left to others,
+    where it stands. Nothing is cancelled."""
+
+    def is_set(self) -> bool:
+        """Whether runs are to be cancelled: never."""
+        return False
+
+    def woke(self) -> None:
+        """Leave the run."""
+        raise Abort("its process leaves; what it waits for is left to others")
+
+
 class LiveRun:
     """A run that this process owns (``token``), or to which it only addresses requests (no token)."""
 
@@ -92,7 +104,7 @@ class LiveRun:
         #: whether the attempt ends, so that what a pause holds back is not to start any more
         self.gate_closed = False
         #: set when the process that works on it is told to stop: it does not wait for a retry then
-        self.leaving: StopSignal | None = None
+        self.leaving: Leaving | None = None
         #: the pauses, by their moment, in which code of this process waits, and acts on the deadline
         self.pausers: set[int] = set()
         #: what the last append that was refused raised: an error of ours, which is no outcome of the code that it

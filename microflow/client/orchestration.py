@@ -127,9 +127,11 @@ class SyncClient(Reader):
         *,
         own: bool,
         bound: Iterable[str] = (),
+        given: str | None = None,
     ) -> LiveRun:
         """Append the first line of a run: header, the owner's claim if `own`, first state. Precedes all else;
-        dying before it, nothing happened; dying after it, the run can be found and taken over."""
+        dying before it, nothing happened; dying after it, the run can be found and taken over. `given` is a digest of
+        what the parameters were made of."""
         run_id = str(flow_run.id)
         bound = bound if flow is None else flow.bound_names
         stored = {name: value for name, value in parameters.items() if name not in bound}
@@ -147,6 +149,7 @@ class SyncClient(Reader):
             "key": flow_run.idempotency_key,
             "deployment": flow_run.deployment_id and str(flow_run.deployment_id),
             "cwd": _working_folder(),
+            "given": given,
         }
         header.update({key: value for key, value in optional.items() if value is not None})
         # a subflow is run again by its parent, which has what it was given: futures, for example
@@ -259,14 +262,17 @@ class SyncClient(Reader):
         self.store.close(run_id)
         return recorded
 
-    def claim(self, run_id: str, *, steal: bool = False, force: bool = False) -> LiveRun:
+    def claim(
+        self, run_id: str, *, steal: bool = False, force: bool = False, patience: float | None = None
+    ) -> LiveRun:
         """Take over a run whose process let go or died: append a claim, nothing else.
 
         RunningElsewhere while a live process owns it, unless `steal`: then that one is fenced by its next
         append. NotPausedError for a run that has ended, unless `force`, an operator's word: its failed calls
-        are dropped then, its completed ones kept. A COMPLETED run is never started again."""
+        are dropped then, its completed ones kept. A COMPLETED run is never started again. An owner that is about to
+        let go is waited for, at most `patience` seconds."""
         while True:
-            run = self.free_run(run_id, steal=steal)
+            run = self.free_run(run_id, steal=steal, patience=patience)
             state = run.flow_run.state
             final = state is not None and state.type in FINAL
             if state is not None and final and (state.is_completed() or not force):
@@ -275,10 +281,10 @@ class SyncClient(Reader):
             if live is not None:
                 return live
 
-    def free_run(self, run_id: str, *, steal: bool = False) -> Run:
+    def free_run(self, run_id: str, *, steal: bool = False, patience: float | None = None) -> Run:
         """The run as it is, which no live process owns, or `steal`. An owner is given :data:`CLAIM_PATIENCE`
-        to let go, one that was suspended :data:`LEAVING_PATIENCE`, for what has started there ends first; then
-        RunningElsewhere is raised. Appends nothing."""
+        to let go, one that was suspended :data:`LEAVING_PATIENCE`, for what has started there ends first, but no more
+        than `patience` seconds; then RunningElsewhere is raised. Appends nothing."""
         began = time.monotonic()
         while True:
             run = self.fold(run_id)
@@ -286,7 +292,8 @@ class SyncClient(Reader):
                 return run
             state = run.flow_run.state
             leaves = state is not None and state.is_left()
-            if time.monotonic() >= began + (LEAVING_PATIENCE if leaves else CLAIM_PATIENCE):
+            limit = LEAVING_PATIENCE if leaves else CLAIM_PATIENCE
+            if time.monotonic() >= began + (limit if patience is None else min(limit, patience)):
                 raise RunningElsewhere(
                     f"flow run {run_id} is running in process {run.owner_pid} on {run.owner_host}; "
                     f"stop that process, or take the run from it with --steal"

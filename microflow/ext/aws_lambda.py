@@ -15,48 +15,58 @@ asks for the same at once, since the environment ends; a handler of the program'
 
     {"status": "suspended", "flow_run_id": "…", "continue": {"microflow": {"action": "resume", …}}}
 
-An invocation that is killed leaves a run without an owner, which the next delivery of its event, or a resume, goes
-on with. Events::
+A run that waits for its retry, or for its time to begin, is left where it stands (``"scheduled"``), with a ``continue``
+as well; one that waits in a pause as ``"paused"``, for whoever resumes it. An invocation that is killed leaves a run
+without an owner, which the next delivery of its event, or a resume, goes on with. Events::
 
     {"microflow": {"action": "start", "parameters": {…}, "key": "…"}}     any other event: a start, see lambda_handler
     {"microflow": {"action": "resume", "flow_run_id": "…", "input": {…}}}
     {"microflow": {"action": "status", "flow_run_id": "…"}}
     {"microflow": {"action": "cancel", "flow_run_id": "…"}}
 
-An event can name runs of the handler's own flow only, and never code. Known holes: plain code between two boundaries is
-not interrupted, so a margin that is shorter than the longest task is a hope; owners are known alive by locks on files,
-so environments that share a home need a file system on which those work.
+An event can name runs of the handler's own flow only, and never code. A resume of a run that waits for nothing, as one
+that is delivered twice, is answered with how the run stands, and its input dropped.
+
+Known holes: plain code between two boundaries is not interrupted, nor is a pause in a task or subflow, nor the delay
+before a subflow's retry, so a margin that is shorter than the longest task is a hope; a run whose parameters could not
+be kept (more than 1 MiB) is not suspended; owners are known alive by locks on files, so environments that share a home
+need a file system on which those work.
 """
 
 from __future__ import annotations
 
 import json
-import signal
-import threading
+import math
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ..client.fold import shown
 from ..client.objects import id_of_key
 from ..client.orchestration import current_client
+from ..client.requests import why_not_restartable
+from ..entrypoints import why_not_importable
 from ..exceptions import (
     Abort,
+    ConfigurationError,
     Conflict,
+    FlowPauseTimeout,
     MicroflowException,
     NotPausedError,
     Pause,
     RunningElsewhere,
 )
-from ..flow_engine import run_to_state
+from ..flow_engine import run_here
 from ..flow_runs import check_flow_fits, take_over
 from ..logging import get_logger
 from ..serializers import to_json
-from ..states import Pending, Suspended
+from ..states import Pending
+from .lambda_deadline import Deadline, TimeLeft, ran_out_of_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
+    from ..client.fold import Run
     from ..client.live import LiveRun
     from ..flows import Flow
     from ..states import State
@@ -66,8 +76,6 @@ if TYPE_CHECKING:
 
 #: bytes of JSON that a synchronous answer may have, less room for the rest of the answer
 LARGEST_RESULT = 6 * 1024 * 1024 - 64 * 1024
-_DEADLINE = "lambda-deadline"
-_RETRY = 0.05  # seconds between two requests to suspend
 
 
 class InvalidEvent(MicroflowException):
@@ -100,15 +108,45 @@ def lambda_handler(
 
     Called by hand, as in a test, the handler takes None as the context: then there is no deadline.
 
-    The handler raises what is wrong with an event (InvalidEvent, PayloadMismatch, what the flow's validation raises)
-    before anything is recorded. A flow that fails is an answer, ``{"status": "failed", …}``, not an exception: Lambda
-    would deliver the event again. The items of a generator flow are consumed, and are no part of the answer."""
+    TypeError, ValueError or ConfigurationError for options that are no good, and for a flow that is defined where no
+    other process finds it: its runs could not be suspended. The handler raises what is wrong with an event
+    (InvalidEvent, PayloadMismatch, what the flow's validation raises) before anything is recorded. A flow that fails is
+    an answer, ``{"status": "failed", …}``, not an exception: Lambda would deliver the event again. The items of a
+    generator flow are consumed, and are no part of the answer."""
+    _check_flow(flow)
+    _check_options(key, parameters, margin, continue_with, max_hops)
     invocation = _Invocation(flow, key, parameters, margin, continue_with, max_hops)
 
     def handler(event: Any, context: Any) -> dict[str, Any]:
         return invocation.answer(event, context)
 
     return handler
+
+
+def _check_flow(flow: Any) -> None:
+    if not hasattr(flow, "flow_run_name"):
+        raise TypeError(f"lambda_handler takes a flow, which is a function decorated with @flow; got {flow!r}")
+    reason = why_not_importable(flow.fn)
+    if reason is not None:
+        raise ConfigurationError(
+            f"flow {flow.name!r} cannot be a Lambda handler, because its runs could not be suspended at a deadline: "
+            f"{reason}. Define it at the top level of a module"
+        )
+
+
+def _check_options(key: Any, parameters: Any, margin: Any, continue_with: Any, max_hops: Any) -> None:
+    for name, given in (("key", key), ("parameters", parameters), ("continue_with", continue_with)):
+        if given is not None and not callable(given):
+            raise TypeError(f"{name} must be a function or None, got {given!r}")
+    if margin is not None:
+        if isinstance(margin, bool) or not isinstance(margin, (int, float)):
+            raise TypeError(f"margin must be a number of seconds or None, got {margin!r}")
+        if not (margin >= 0 and math.isfinite(margin)):
+            raise ValueError(f"margin must be at least 0 and not infinite, got {margin!r}")
+    if isinstance(max_hops, bool) or not isinstance(max_hops, int):
+        raise TypeError(f"max_hops must be a whole number, got {max_hops!r}")
+    if max_hops < 0:
+        raise ValueError(f"max_hops must not be negative, got {max_hops!r}")
 
 
 class _Invocation:
@@ -131,24 +169,26 @@ class _Invocation:
         self.max_hops = max_hops
 
     def answer(self, event: Event, context: Any) -> Answer:
-        if context is not None and not hasattr(context, "get_remaining_time_in_millis"):
-            raise TypeError(f"the context must be that of AWS Lambda, or None for no deadline; got {context!r}")
+        time_left = TimeLeft(context, self.margin)
         envelope = event.get("microflow") if isinstance(event, dict) else None
         if envelope is None:
             given = self.parameters(event) if self.parameters is not None else event
-            return self._start(given, self.key(event, context) if self.key is not None else None, context)
+            return self._start(given, self.key(event, context) if self.key is not None else None, time_left)
         if not isinstance(envelope, dict):
             raise InvalidEvent(f"event['microflow'] must be an object with an action, got {envelope!r}")
         action = envelope.get("action")
         if action == "start":
-            return self._start(envelope.get("parameters") or {}, envelope.get("key"), context)
+            given = envelope.get("parameters")
+            if given is not None and not isinstance(given, dict):
+                raise InvalidEvent(f"event['microflow']['parameters'] must be an object, got {given!r}")
+            return self._start(given or {}, envelope.get("key"), time_left)
         if action not in ("resume", "status", "cancel"):
             raise InvalidEvent(f"event['microflow']['action'] must be start, resume, status or cancel, got {action!r}")
         run_id = self._run_id(envelope.get("flow_run_id"))
         if action == "cancel":
             current_client().cancel_flow_run(run_id)
         elif action == "resume":
-            return self._go_on(run_id, context, envelope.get("input"), _hops(envelope), resume=True)
+            return self._resume(run_id, time_left, _input(envelope), _hops(envelope))
         return self._report(run_id)
 
     def _run_id(self, given: Any) -> str:
@@ -161,7 +201,7 @@ class _Invocation:
 
     # ------------------------------------------------------------------------------------------------ run
 
-    def _start(self, given: Any, key: str | None, context: Any) -> Answer:
+    def _start(self, given: Any, key: str | None, time_left: TimeLeft) -> Answer:
         if not isinstance(given, dict):
             raise InvalidEvent(
                 f"the event must be an object whose members are the parameters of flow {self.flow.name!r}, got "
@@ -173,58 +213,94 @@ class _Invocation:
             parameters = flow.validate_parameters(parameters)
         run_id = None if key is None else _run_of_key(flow.name, key)
         run = client.new_flow_run(flow, id=run_id, idempotency_key=key)
+        digest = None if key is None else _digest(given)
         try:
-            live = client.start(run, flow, parameters, Pending(), own=True)
+            live = client.start(run, flow, parameters, Pending(), own=True, given=digest)
         except Conflict:
             assert run_id is not None
             recorded = client.fold(str(run_id))
-            if to_json(recorded.parameters()) != to_json(parameters):
+            if _has_other_parameters(recorded, flow, parameters, digest):
                 raise PayloadMismatch(
                     f"flow run {run_id} was started under the key {key!r} with other parameters: "
                     f"{recorded.flow_run.parameters}. Use a key of its own for each payload"
                 ) from None
-            return self._go_on(str(run_id), context, None, 0, resume=False)
-        return self._run(live, parameters, context, 0)
+            return self._start_again(str(run_id), time_left)
+        return self._run(live, parameters, time_left, 0)
 
-    def _go_on(self, run_id: str, context: Any, given: Any, hops: int, *, resume: bool) -> Answer:
-        """Go on with a run that nobody runs. Without `resume` only one whose time ran out or whose process died."""
+    def _start_again(self, run_id: str, time_left: TimeLeft) -> Answer:
+        """Answer a start that was delivered before: with how its run stands, and once more with how it went on if its
+        time ran out or its process died."""
+        state = current_client().fold(run_id).flow_run.state
+        if ran_out_of_time(state):
+            return self._resume(run_id, time_left, None, 0)
+        if state is None or state.is_paused() or state.is_final():
+            return self._report(run_id)
+        return self._go_on(run_id, time_left, 0)
+
+    def _resume(self, run_id: str, time_left: TimeLeft, given: dict[str, Any] | None, hops: int) -> Answer:
+        """Let a run go on that waits, and go on with one that nobody runs."""
         client = current_client()
         state = client.fold(run_id).flow_run.state
-        if state is not None and state.is_paused() and (resume or _ran_out_of_time(state)):
+        if state is not None and state.is_final():
+            return self._report(run_id)
+        with client.addressed(run_id) as live:
+            reason = why_not_restartable(live)
+        if reason is not None:
+            raise InvalidEvent(f"flow run {run_id} cannot be resumed: {reason}")
+        if state is not None and state.is_paused():
             try:
+                if state.is_suspended():  # its process leaves first: nobody is to find a run that goes on and has it
+                    client.free_run(run_id, patience=time_left.seconds)
                 client.resume_flow_run(run_id, given, queue=False)
-            except NotPausedError:  # another environment was quicker, and runs it now
+            except RunningElsewhere:
+                return self._report_or_continue(run_id, hops)
+            except (NotPausedError, FlowPauseTimeout):  # another environment was quicker, or it is too late
                 return self._report(run_id)
-        elif state is not None and (state.is_paused() or state.is_final()):
-            return self._report(run_id)
+            except RuntimeError as problem:  # the input does not fit what the run asks for
+                raise InvalidEvent(f"event['microflow']['input']: {problem}") from problem
+        return self._go_on(run_id, time_left, hops)
+
+    def _go_on(self, run_id: str, time_left: TimeLeft, hops: int) -> Answer:
+        """Run a run that nobody runs."""
         try:
-            live, parameters, _ = take_over(self.flow, run_id)
-        except (RunningElsewhere, NotPausedError):
+            live, parameters, _ = take_over(self.flow, run_id, patience=time_left.seconds)
+        except RunningElsewhere:
+            return self._report_or_continue(run_id, hops)
+        except NotPausedError:
             return self._report(run_id)
-        return self._run(live, parameters, context, hops)
+        return self._run(live, parameters, time_left, hops)
 
-    def _run(self, live: LiveRun, parameters: dict[str, Any], context: Any, hops: int) -> Answer:
-        """Run a run that this invocation owns, until it ends or is suspended."""
-        outcome: Any = None
-        with _Deadline(live, context, self.margin) as deadline:
+    def _run(self, live: LiveRun, parameters: dict[str, Any], time_left: TimeLeft, hops: int) -> Answer:
+        """Run a run that this invocation owns, until it ends or leaves."""
+        client, outcome = current_client(), None
+        deadline = Deadline(live, client, time_left)
+        try:
             try:
-                outcome = run_to_state(self.flow, parameters, live)
-                if self.flow.isasync:
-                    import asyncio  # only for coroutine flows
-
-                    outcome = asyncio.run(outcome)
-            except (Pause, Abort):  # suspended or cancelled: the log says so
+                with deadline:
+                    outcome = run_here(self.flow, parameters, live)
+            except (Pause, Abort):  # it has left, or was cancelled: the log says so
                 pass
             except Exception:
                 # the run could not even begin, or was fenced: an answer if the log has an end for it
-                state = current_client().read_flow_run(live.run_id).state
+                state = client.read_flow_run(live.run_id).state
                 if state is None or not state.is_final():
                     raise
-        answer = self._report(live.run_id, outcome)
-        state = current_client().fold(live.run_id).flow_run.state
-        if state is not None and _ran_out_of_time(state):
+            finally:
+                if live.token is not None:  # no engine took it, as when no thread can be started
+                    client.let_go(live)
+            return self._report_or_continue(live.run_id, hops, outcome, left=deadline.passed)
+        finally:
+            deadline.pass_on()
+
+    def _report_or_continue(
+        self, run_id: str, hops: int, ended: State[Any] | None = None, *, left: bool = False
+    ) -> Answer:
+        """How the run stands, and how to go on with one that waits for nothing but time. `left` says that it was told
+        to leave."""
+        answer = self._report(run_id, ended)
+        state = current_client().fold(run_id).flow_run.state
+        if ran_out_of_time(state) or (left and state is not None and state.is_scheduled()):
             self._continue(answer, hops)
-        deadline.pass_on()
         return answer
 
     def _continue(self, answer: Answer, hops: int) -> None:
@@ -252,11 +328,11 @@ class _Invocation:
         client = current_client()
         run = client.fold(run_id)
         state = client.read_flow_run(run_id).state
-        answer: Answer = {"status": _status(state), "flow_run_id": run_id, "state": str(state)}
+        answer: Answer = {"status": _status(state), "flow_run_id": run_id, "state": _text(str(state))}
         if state is not None and state.is_completed():
             answer.update(_NO_ITEMS if self.flow.isgenerator else _result(ended or run.flow_run.state))
         elif state is not None and state.is_final():
-            answer["error"] = state.message
+            answer["error"] = state.message and _text(state.message)
         client.store.close(run_id)
         return answer
 
@@ -264,9 +340,37 @@ class _Invocation:
 _NO_ITEMS = {"result": None, "reason": "the items of a generator flow are not kept; return a list to have them here"}
 
 
-def _ran_out_of_time(state: State[Any]) -> bool:
-    """Whether the run was suspended by a deadline, and waits for nothing but another invocation."""
-    return state.is_paused() and (state.state_details.pause_key or "").startswith(_DEADLINE)
+def _digest(given: dict[str, Any]) -> str | None:
+    """What a start was given, to be recognised; None when that is no JSON."""
+    try:
+        text = json.dumps(given, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):  # what a `parameters` function may give
+        return None
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _has_other_parameters(run: Run, flow: Flow[Any, Any], parameters: dict[str, Any], digest: str | None) -> bool:
+    """Whether the recorded run was certainly given something else. Nothing is rebuilt: what is kept in no form that can
+    be compared is taken for the same."""
+    recorded = run.header.get("given")
+    if digest is not None and digest == recorded:
+        return False
+    try:
+        kept = run.parameters_document()
+        if kept is not None:
+            bound = flow.bound_names
+            given = to_json({name: value for name, value in parameters.items() if name not in bound})
+            return json.dumps(kept, sort_keys=True) != json.dumps(given, sort_keys=True)
+    except (MicroflowException, ValueError):  # a file that is gone, or parameters that have no such form
+        pass
+    return digest is not None and recorded is not None
+
+
+def _input(envelope: dict[str, Any]) -> dict[str, Any] | None:
+    given = envelope.get("input")
+    if given is not None and not isinstance(given, dict):
+        raise InvalidEvent(f"event['microflow']['input'] must be an object, got {given!r}")
+    return given
 
 
 def _hops(envelope: dict[str, Any]) -> int:
@@ -281,6 +385,11 @@ def _run_of_key(flow_name: str, key: str) -> UUID:
     if not isinstance(key, str):
         raise InvalidEvent(f"the key of a start must be a text, got {key!r}")
     return id_of_key(flow_name, key)
+
+
+def _text(text: str) -> str:
+    """Text that UTF-8 can carry, as an answer has to."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _status(state: State[Any] | None) -> str:
@@ -303,62 +412,3 @@ def _result(state: State[Any] | None) -> dict[str, Any]:
     if size > LARGEST_RESULT:
         return {"result": None, "reason": f"the result has {size:,} bytes, more than an answer may have; read the log"}
     return {"result": value}
-
-
-class _Deadline:
-    """Has the run suspended before the invocation's time is up, or when SIGTERM says so. Its one thread has ended when
-    the block is left."""
-
-    def __init__(self, live: LiveRun, context: Any, margin: float | None) -> None:
-        self._live = live
-        self._seconds: float | None = None
-        if context is not None:
-            remaining = context.get_remaining_time_in_millis() / 1000
-            self._seconds = max(0.0, remaining - (max(1.5, remaining / 20) if margin is None else margin))
-        self._why = "The invocation's time ran out."
-        self._over = threading.Event()
-        self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="microflow lambda deadline")
-        self._previous: Any = None
-        self._signal: int | None = None
-
-    def _watch(self) -> None:
-        self._wake.wait(self._seconds)
-        while not self._over.is_set() and not self._suspend():
-            # It has not begun yet, or is paused: it is asked again. Who leaves the block says first that it is over.
-            self._wake.clear()
-            self._wake.wait(0 if self._over.is_set() else _RETRY)
-
-    def _suspend(self) -> bool:
-        live = self._live
-        state: State[Any] = Suspended(pause_key=f"{_DEADLINE}-{live.epoch}", message=self._why)
-        try:
-            current_client().suspend_flow_run(live.run_id, state)
-        except (MicroflowException, RuntimeError) as refused:
-            get_logger("aws_lambda").info("flow run %s is not suspended yet: %s", live.run_id, refused)
-            return False
-        return True
-
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
-        """SIGTERM. In the main thread, which takes no lock of the event's while this can be called."""
-        self._signal, self._why = number, "The execution environment ends."
-        self._wake.set()
-
-    def pass_on(self) -> None:
-        """Call the program's own handler of the signal that arrived, if there is one."""
-        if self._signal is not None and callable(self._previous):
-            self._previous(self._signal, None)
-
-    def __enter__(self) -> _Deadline:
-        self._thread.start()
-        is_main = threading.current_thread() is threading.main_thread()  # nobody else may
-        if is_main and signal.getsignal(signal.SIGTERM) not in (None, signal.SIG_IGN):
-            self._previous = signal.signal(signal.SIGTERM, self._terminate)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-        self._over.set()
-        self._wake.set()
-        self._thread.join()

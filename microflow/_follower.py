@@ -16,7 +16,8 @@ Two things that are no records are published as if they were one, at the end of 
 
 * ``orphaned`` ``{"owner": token}``: the owner's process has died. Looked at once a second. A dead owner's
   last words count: the log is read once more after the owner was found dead.
-* ``unreadable`` ``{"error": text}``: the log was damaged or deleted, or cannot be read. Published once.
+* ``unreadable`` ``{"error": text}``: the log was damaged or deleted, or cannot be read. Published once, and again
+  when somebody comes, or when it could be read meanwhile.
 
 Where no thread can be started, the running event loop looks instead, so a coroutine that waits hears of
 others while the loop goes round. Without a loop either nobody could hear, and the wait is refused.
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _waits
 from .events import Record
-from .exceptions import MicroflowException, ObjectNotFound
+from .exceptions import ObjectNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,13 +99,14 @@ def lend(fn: Callable[[], object]) -> None:
 class _Followed:
     """One run that somebody follows."""
 
-    __slots__ = ("count", "dead", "next_check", "owner", "position", "run_id", "size", "unreadable")
+    __slots__ = ("count", "dead", "exists", "next_check", "owner", "position", "run_id", "size", "unreadable")
 
     def __init__(self, run_id: str, position: int) -> None:
         self.run_id = run_id
         self.position = position  # everything before it was published
         self.size = -1  # of the log at the last look
         self.count = 0  # how many follow
+        self.exists = False  # somebody has read it
         self.owner: str | None = None
         self.next_check = 0.0
         self.dead: str | None = None  # the owner whose death was published
@@ -141,7 +143,9 @@ class Follower:
             followed = self._followed.setdefault(run_id, _Followed(run_id, position))
             followed.count += 1
             followed.position = min(followed.position, position)
+            followed.exists = followed.exists or position > 0
             followed.size = -1
+            followed.unreadable = False
 
     def _begin(self) -> _Looking | None:
         looking = _Looking()
@@ -200,7 +204,8 @@ class Follower:
                 break  # a callback has returned that nobody waited for
             try:
                 news = self._look(each) or news
-            except (MicroflowException, OSError) as error:
+            except Exception as error:  # also what a store of the user's raises: the others' runs are to be heard of
+                each.size = -1  # it is read again, even if it is as long as before
                 self._give_up(each, error)
         pause = SHORTEST_PAUSE if news else min(pause * 1.5, LONGEST_PAUSE)
         # thousands of followed runs: a fifth of a processor is enough
@@ -229,16 +234,19 @@ class Follower:
         try:
             reading = self._read(followed.run_id, start)
         except ObjectNotFound:
-            if not start:
+            if not followed.exists:
                 return False  # not created yet
             raise
         with self._mutex:
             if followed.position == start:  # else somebody came who wants older records as well
                 followed.position = max(start, reading.position)
+        followed.exists = True
         followed.owner = reading.owner
         self._bus.publish(reading.records)
         if reading.problem is not None:
             self._give_up(followed, reading.problem)
+        else:
+            followed.unreadable = False
         return reading.position > start
 
     def _give_up(self, followed: _Followed, error: Exception) -> None:

@@ -267,7 +267,8 @@ class _StoredFuture(RunFuture[R]):
         return self._final_state.read_result(raise_on_failure)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Block until the run has ended or `timeout` seconds have passed; ObjectNotFound when there is no such run."""
+        """Block until the run has ended or `timeout` seconds have passed; ObjectNotFound when there is no such run, or
+        it is deleted meanwhile."""
         finish(self._wait(BlockingWaits(), timeout))
 
     async def wait_async(self, timeout: float | None = None) -> None:
@@ -289,7 +290,7 @@ class _StoredFuture(RunFuture[R]):
 
     def add_done_callback(self, fn: Callable[[RunFuture[R]], object]) -> None:
         """Call `fn` with this future once the run has ended, in the thread that ends it or hears of its end; here when
-        it has ended already. ObjectNotFound when there is no such run."""
+        it has ended already. ObjectNotFound when there is no such run; when it is deleted later, `fn` is called."""
         name = f"{self._kind.lower()} {self._task_run_id}"
         begun = False
 

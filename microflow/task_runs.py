@@ -10,6 +10,9 @@ that will not start because its upstream failed (``NotReady``) has come to its e
 arrive by the bus, in the thread that appended them. Only for a run of another process, or one that nobody has
 recorded yet, is there a thread: the store's follower, as long as somebody waits.
 
+A log that is deleted or damaged while it is watched ends the wait with the error that reading it raises, and so does
+whatever else goes wrong when news are looked at: nobody would be told of an end after that.
+
 A run whose process was killed is CRASHED within about a second, except for a deferred one: another worker will take
 that one over, and the wait goes on.
 
@@ -31,7 +34,6 @@ from ._waits import AsyncioWaits, BlockingWaits, Waits, call_later, check_not_al
 from .client.fold import state_of
 from .client.objects import FINAL
 from .client.orchestration import SyncClient, current_client
-from .exceptions import LogError, StorageError
 from .states import Crashed, State
 
 if TYPE_CHECKING:
@@ -67,14 +69,16 @@ def recorded_end(run: Run, task_run_id: UUID, client: SyncClient) -> State[Any] 
 
 
 class Watch:
-    """Calls back once, with the final state, when a run has ended; with None when it is given up."""
+    """Calls back once, with the final state, when a run has ended; with None when it is given up, or when ``error``
+    says why its end will not be known."""
 
     def __init__(self, run_id: UUID, callback: Callable[[State[Any] | None], object]) -> None:
         self._id = run_id
         self._key = str(run_id)
         self._callback = callback
         self._client = current_client()
-        # guards the next three; nothing is called while it is held
+        self.error: Exception | None = None
+        # guards `error` and the next three; nothing is called while it is held
         self._lock = threading.Lock()
         self._over = False
         self._followed = False
@@ -95,10 +99,25 @@ class Watch:
             if self._followed or self._over:
                 return
             self._followed = True
-        self.keep(store.bus.subscribe_log(log, self.hear_of_log))
+        self.keep(store.bus.subscribe_log(log, self.heard(self.hear_of_log)))
         following = store.follow(log, position)
         following.__enter__()
         self.keep(lambda: following.__exit__(None, None, None))
+
+    def heard(self, take: Callable[[Record], object]) -> Callable[[Record], None]:
+        """`take` as a subscriber: what it raises is for those who wait."""
+
+        def hear(record: Record) -> None:
+            if self._over:
+                return
+            try:
+                take(record)
+            except Exception as error:  # also what a store of the user's raises
+                if self._over:
+                    raise  # nobody waits any more; the bus logs it
+                self.fire(None, error=error)
+
+        return hear
 
     def keep(self, end: Callable[[], object]) -> None:
         """Have `end` called when the watch is over."""
@@ -108,20 +127,23 @@ class Watch:
                 return
         end()
 
-    def fire(self, state: State[Any] | None, log: str = "", position: int = 0) -> None:
-        """The run has ended in `state`; None: the watch is given up. What says so stands before `position` of `log`,
-        and is on the disk before anybody acts on it, where durability says so: what can be read may not be there yet,
-        whoever wrote it."""
+    def fire(
+        self, state: State[Any] | None, log: str = "", position: int = 0, *, error: Exception | None = None
+    ) -> None:
+        """The run has ended in `state`; None: the watch is given up, for the `error` if there is one. What says so
+        stands before `position` of `log`, and is on the disk before anybody acts on it, where durability says so: what
+        can be read may not be there yet, whoever wrote it."""
         with self._lock:
             if self._over:
                 return
             self._over = True
+            self.error = error
             stack = self._stack
         stack.close()
         if log and self._client.store.durability == "disk":
             try:
                 self._client.store.sync(log, position)
-            except (LogError, StorageError) as problem:  # whoever waits is not to wait for ever
+            except Exception as problem:  # also a user's store's: whoever waits is not to wait for ever
                 get_logger("task_runs").error("the end of %s may not survive a power cut: %s", self._key, problem)
         self._callback(state)
 
@@ -138,7 +160,7 @@ class TaskRunWatch(Watch):
 
     def begin(self) -> None:
         """Subscribe, then look; the callback is called in here when the run has ended already."""
-        self.keep(self._client.store.bus.subscribe(self._key, self._hear))
+        self.keep(self._client.store.bus.subscribe(self._key, self.heard(self._hear)))
         here = self._client.tasks.find(self._id)
         if here is not None:
             if has_ended(here.state):
@@ -151,7 +173,7 @@ class TaskRunWatch(Watch):
                     self.fire(of_this_process.state)
                     return
                 # it is of this process, until the flow run leaves it
-                self.keep(self._client.store.bus.subscribe_log(live.run_id, self._hear_of_own_log))
+                self.keep(self._client.store.bus.subscribe_log(live.run_id, self.heard(self._hear_of_own_log)))
                 return
         run = next(iter(self._client.logs_of(self._id, None)), None)
         if run is None:
@@ -184,11 +206,14 @@ class TaskRunWatch(Watch):
         """A record of the log: only what concerns the flow run is news, since it may be the end of all its tasks."""
         if "run" in record.data or record.kind in ("task", "run"):
             return
-        run, _ = self._client.fold_what_is_readable(record.run_id)
+        run, problem = self._client.fold_what_is_readable(record.run_id)
         if self._key in run.tasks:
             state = recorded_end(run, self._id, self._client)
             if state is not None:
                 self.fire(state, run.run_id, run.position)
+                return
+        if problem is not None:
+            raise problem
 
 
 class FlowRunWatch(Watch):
@@ -196,7 +221,7 @@ class FlowRunWatch(Watch):
 
     def begin(self) -> None:
         """Subscribe, then look."""
-        self.keep(self._client.store.bus.subscribe_log(self._key, self.hear_of_log))
+        self.keep(self._client.store.bus.subscribe_log(self._key, self.heard(self.hear_of_log)))
         run = self._look()
         if run is not None and self._key not in self._client.owned:
             self.follow(self._key, run.position)
@@ -270,7 +295,8 @@ class _End:
 async def end_of(
     kind: type[Watch], run_id: UUID, waits: Waits, timeout: float | None, among: set[Watch] | None = None
 ) -> State[Any] | None:
-    """What a run has ended in, once it has; None when `timeout` seconds have passed before. 0 looks once."""
+    """What a run has ended in, once it has; None when `timeout` seconds have passed before. 0 looks once. Raises what
+    keeps its end from being known, as when its log is deleted meanwhile."""
     end = _End(kind, run_id, timeout)
     if among is not None:
         among.add(end.watch)
@@ -278,6 +304,8 @@ async def end_of(
         with end:
             if end.needs_waiting():
                 await waits.wait(end)
+            if end.watch.error is not None:
+                raise end.watch.error
             return end.state
     finally:
         if among is not None:
@@ -324,7 +352,8 @@ class TaskRunWaiter:
     @classmethod
     async def wait_for_task_run(cls, task_run_id: UUID, timeout: float | None = None) -> State[Any] | None:
         """Wait, on the running loop, until a task run has ended; gives its final state, or None when `timeout` seconds
-        have passed before (0 looks once), or when the waiter is stopped. A run that nobody knows yet is waited for."""
+        have passed before (0 looks once), or when the waiter is stopped. A run that nobody knows yet is waited for;
+        ObjectNotFound when it is deleted meanwhile, DamagedLog when its log is damaged."""
         return await end_of(TaskRunWatch, task_run_id, AsyncioWaits(), timeout, cls.instance()._watches)
 
     @classmethod
@@ -334,15 +363,15 @@ class TaskRunWaiter:
 
     @classmethod
     def add_done_callback(cls, task_run_id: UUID, callback: Callable[[], object]) -> None:
-        """Call `callback`, without arguments, once the run has ended: here when it has ended already, else in the
-        thread that ends it or hears of its end. What it raises there is logged. A callback that is still waiting
-        does not keep the process from ending."""
+        """Call `callback`, without arguments, once the run has ended or been deleted: here when it has ended already,
+        else in the thread that ends it or hears of its end. What it raises there is logged. A callback that is still
+        waiting does not keep the process from ending."""
         waiter = cls.instance()
         begun = False
 
         def call(state: State[Any] | None) -> None:
             waiter._watches.discard(watch)
-            if state is not None:
+            if state is not None or watch.error is not None:
                 # not even an interrupt may get out where a run ends: others are still to be told
                 call_contained(callback, f"task run {task_run_id}", BaseException if begun else Exception)
 

@@ -237,6 +237,49 @@ def test_who_waits_for_another_run_is_not_held_up_by_a_callback(home):
     assert not thread.is_alive()
 
 
+def followed(future: Any) -> Any:
+    """Wait until somebody follows the run."""
+    return until(lambda: str(future._task_run_id) in current_client().store._follower._followed)  # type: ignore[attr-defined]
+
+
+@kinds
+@ways
+@pytest.mark.parametrize("wait_until", [result, wait_for], ids=["result", "wait"])
+@pytest.mark.parametrize("home", ["file"], indirect=True)
+def test_who_waits_is_told_that_the_run_was_deleted(kind, blocking, wait_until, home, caplog):
+    future, called = kind.create(1), list[Any]()
+
+    def delete() -> None:
+        followed(future)
+        future.add_done_callback(called.append)
+        elsewhere().delete_flow_run(future._task_run_id)
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    with pytest.raises(ObjectNotFound, match=str(future._task_run_id)):
+        wait_until(future, blocking, PATIENCE)
+    deleting.join()
+    assert until(lambda: called) == [future]
+    assert not caplog.records
+
+
+@kinds
+@pytest.mark.parametrize("home", ["file"], indirect=True)
+def test_a_wait_for_several_is_told_that_one_was_deleted(kind, home):
+    future, other = kind.create(1), kind.create(2)
+
+    def delete() -> None:
+        followed(future)
+        elsewhere().delete_flow_run(future._task_run_id)
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    with pytest.raises(ObjectNotFound, match=str(future._task_run_id)):
+        wait([other, future], PATIENCE)
+    deleting.join()
+    kind.run(other)  # which is still waited for, by a callback
+
+
 @kinds
 @ways
 def test_a_run_that_is_not_there_is_named(kind, blocking):

@@ -249,6 +249,47 @@ def test_those_who_wait_are_told_once_that_a_log_cannot_be_read_any_more(files, 
     assert seen.records[1].data["error"].startswith(expected)
 
 
+def test_whatever_a_store_raises_others_are_heard_of_and_it_is_told_again_when_it_comes_again(files, root, monkeypatch):
+    """A store of the user's may raise anything."""
+    other, seen, of_other = FileStore(root), Seen(files), Seen(files, OTHER)
+    broken = threading.Event()
+    real = files._follower._size
+
+    def size(run_id: str) -> int:
+        if run_id == RUN and broken.is_set():
+            raise KeyError("what a store raised")
+        return real(run_id)
+
+    monkeypatch.setattr(files._follower, "_size", size)
+    other.append(RUN, [header()], expect=0)
+    with files.follow(RUN, 0), files.follow(OTHER, 0):
+        until(lambda: seen.kinds() == ["run"])
+        broken.set()
+        until(lambda: seen.kinds() == ["run", "unreadable"])
+        other.append(OTHER, [header(OTHER)], expect=0)
+        until(lambda: of_other.kinds() == ["run"])
+        broken.clear()
+        other.append(RUN, [state()], expect=1)
+        until(lambda: seen.kinds() == ["run", "unreadable", "state"])
+        broken.set()
+        until(lambda: seen.kinds() == ["run", "unreadable", "state", "unreadable"])
+    assert seen.records[1].data["error"] == "KeyError: 'what a store raised'"
+    other.close(RUN)
+    other.close(OTHER)
+
+
+@pytest.mark.parametrize("second_from", [0, 1])
+def test_who_comes_when_the_log_is_gone_is_told_as_well(files, root, second_from):
+    """From whatever position he wants to hear."""
+    other, seen = FileStore(root), Seen(files)
+    other.append(RUN, [header()], expect=0)
+    with files.follow(RUN, 1):
+        other.delete(RUN)
+        until(lambda: seen.kinds() == ["unreadable"])
+        with files.follow(RUN, second_from):
+            until(lambda: seen.kinds() == ["unreadable"] * 2)
+
+
 def test_a_system_that_cannot_start_threads_says_so_and_nothing_is_half_followed(files, monkeypatch):
     """Pyodide."""
 

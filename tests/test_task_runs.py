@@ -20,12 +20,15 @@ import pytest
 from microflow import flow, get_client, task
 from microflow._waits import AsyncioWaits
 from microflow.client.objects import new_run_id
+from microflow.exceptions import DamagedLog
 from microflow.flow_runs import wait_for_flow_run
 from microflow.states import Cancelled, Completed, Failed, State
 from microflow.task_engine import run_task_async, run_task_sync
 from microflow.task_runners import ThreadPoolTaskRunner
 from microflow.task_runs import FlowRunWatch, TaskRunWaiter, end_of
 from tests.behaviour_support import pins
+from tests.log_support import line, until
+from tests.log_support import state as log_state
 from tests.support import PATIENCE, memory_home, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -353,6 +356,19 @@ class TestOtherProcesses:
         os.kill(elsewhere.process.pid, signal.SIGKILL)
         assert [each.result(PATIENCE).name for each in waiting] == ["Crashed", "Crashed"]
         assert wait_for(elsewhere.running, 0).is_crashed()
+
+    @either
+    def test_a_wait_ends_when_the_log_is_damaged(self, elsewhere, wait_for):
+        called, flow_run_id = threading.Event(), str(elsewhere.flow_run_id)
+        TaskRunWaiter.add_done_callback(elsewhere.queued, called.set)
+        waiting = in_thread(wait_for, elsewhere.queued, PATIENCE)
+        store = get_client(sync_client=True).store
+        until(lambda: getattr(store._follower._followed.get(flow_run_id), "count", 0) == 2)
+        with (Path(store.location) / "runs" / f"{flow_run_id}.jsonl").open("ab") as file:
+            file.write(line(1000, "0" * 8, [log_state()]))  # far behind the end
+        with pytest.raises(DamagedLog, match=flow_run_id):
+            waiting.result(PATIENCE)
+        assert called.wait(PATIENCE)
 
     @pytest.mark.parametrize(
         "read",

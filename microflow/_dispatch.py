@@ -13,7 +13,6 @@ and only then the attempt ends, so that a reader never finds an ended task whose
 from __future__ import annotations
 
 import sys
-import threading
 import uuid
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -29,6 +28,7 @@ from ._envelope import (
     split,
     unpack_error,
 )
+from ._forks import new_lock
 from ._loggers import get_logger
 from ._processes import (
     LAUNCHERS,
@@ -227,7 +227,7 @@ class ProcessCarrier:
         self._initialize = pack_initializer(initializer, initargs)
         self._calls_of_a_worker = calls_of_a_worker
         # guards the fields below; held for no longer than a look-up, but for the making of the launcher
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._launcher: Launcher | None = None
         self._gone: list[Launcher] = []
         self._idle: list[Worker] = []
@@ -313,7 +313,6 @@ class ProcessCarrier:
         for launcher in launchers:
             if launcher is not None:
                 launcher.close()
-
 
 
 class MessageProcessors:

@@ -14,8 +14,10 @@ imported and forks on request (the default), as a fresh interpreter (``spawn``),
 fast, and dangerous where other threads hold locks; only when asked for).
 
 Who notices a death: the driver waits for the socket *and* for the process (a pidfd), because a child that the task
-started may hold the socket open. A worker notices the death of its owner by the *life* pipe, whose writing end
-only the owner has, and ends at once, whatever its task does.
+started may hold the socket open. A worker notices the death of its owner by the *life* line, whose other end only the
+owner has, and ends at once, whatever its task does. So no fork of the owner, whoever makes it, may keep an end of the
+owner's: each closes them all first (:data:`_kept_from_forks`). And what ends a connection shuts it down, which reaches
+the other side also past a copy that somebody has kept.
 
 Frames on the socket: one letter, eight bytes with a length, the data. ``R`` ready, ``X`` the initializer failed (an
 error), ``S`` the call has begun, ``L`` a log record, ``O`` the outcome; towards the worker only ``C``, a call.
@@ -43,6 +45,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ._attempt import flush, run_envelope
 from ._captured_logs import forget_inherited_handlers
 from ._envelope import join, pack_error, split
+from ._forks import new_lock
 from .entrypoints import describe_main, resolver_through
 from .exceptions import NotTransferable, SerializationError, WorkerLost
 from .serializers import pack, unpack
@@ -190,6 +193,35 @@ def _live_as_fork(link: int, life: int, initialize: bytes) -> None:
 # ------------------------------------------------------------------------------------------------- the launchers
 
 
+#: both ends of each connection of this process to its workers and their fork server
+_kept_from_forks: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    _kept_from_forks.update((ours, theirs))
+    return ours, theirs
+
+
+def _after_fork_in_child() -> None:
+    for end in list(_kept_from_forks):
+        end.close()
+    for worker in list(_workers):
+        worker.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _hang_up(end: socket.socket) -> None:
+    try:
+        end.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the other side has ended, or this is closed already
+        pass
+    end.close()
+
+
 class LauncherGone(Exception):
     """The fork server was killed: it starts no more workers and cannot say how those it started ended."""
 
@@ -208,15 +240,15 @@ class Launcher(Protocol):
 
 
 class _LaunchedHere:
-    """What launchers have in common: the life pipe."""
+    """What launchers have in common: the life line."""
 
     def __init__(self) -> None:
-        # close-on-exec: nobody but the workers gets the reading end, and nobody but this process the writing end
-        self.life, self._life_end = os.pipe()
+        # close-on-exec: nobody but the workers gets the one end, and nobody but this process the other
+        self.life, self._life_end = _pair()
 
     def close(self) -> None:
-        os.close(self._life_end)
-        os.close(self.life)
+        _hang_up(self._life_end)
+        self.life.close()
 
 
 def _interpreter(call: str, *passed: int) -> subprocess.Popen[bytes]:
@@ -235,7 +267,8 @@ class SpawnLauncher(_LaunchedHere):
 
     def start(self, link: socket.socket, initialize: bytes) -> int:
         """See :class:`Launcher`."""
-        child = _interpreter(f"_start_anew({link.fileno()}, {self.life})", link.fileno(), self.life)
+        passed = (link.fileno(), self.life.fileno())
+        child = _interpreter(f"_start_anew{passed}", *passed)
         self._children[child.pid] = child
         return child.pid
 
@@ -253,8 +286,8 @@ class ForkServerLauncher(_LaunchedHere):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.Lock()  # one request at a time; it lasts as long as a fork
-        self._control, theirs = socket.socketpair()
+        self._lock = new_lock()  # one request at a time; it lasts as long as a fork
+        self._control, theirs = _pair()
         with theirs:
             names = [f"{_PACKAGE}.{name}" for name in self.preload]
             self._server = _interpreter(f"serve_forks({theirs.fileno()}, {names!r})", theirs.fileno())
@@ -271,7 +304,7 @@ class ForkServerLauncher(_LaunchedHere):
     def start(self, link: socket.socket, initialize: bytes) -> int:
         """See :class:`Launcher`."""
         request = b"F" + len(initialize).to_bytes(8, "big")
-        return self._ask(request, [link.fileno(), self.life], initialize)
+        return self._ask(request, [link.fileno(), self.life.fileno()], initialize)
 
     def reap(self, pid: int) -> int | None:
         """See :class:`Launcher`."""
@@ -282,8 +315,12 @@ class ForkServerLauncher(_LaunchedHere):
 
     def close(self) -> None:
         """End the fork server."""
-        self._control.close()
-        self._server.wait()
+        _hang_up(self._control)
+        try:
+            self._server.wait(GRACE)
+        except subprocess.TimeoutExpired:  # stopped, or at its imports
+            self._server.kill()
+            self._server.wait()
         super().close()
 
 
@@ -292,14 +329,16 @@ class ForkLauncher(_LaunchedHere):
 
     def start(self, link: socket.socket, initialize: bytes) -> int:
         """See :class:`Launcher`."""
-        pid = os.fork()
-        if pid == 0:
-            os.close(self._life_end)
-            for worker in list(_workers):  # their owner is the parent alone: each is to see it hang up
-                worker._link.close()
-            forget_inherited_handlers()
-            _live_as_fork(os.dup(link.fileno()), self.life, initialize)
-        return pid
+        kept = (os.dup(link.fileno()), os.dup(self.life.fileno()))  # the fork closes the others
+        try:
+            pid = os.fork()
+            if pid == 0:
+                forget_inherited_handlers()
+                _live_as_fork(kept[0], kept[1], initialize)
+            return pid
+        finally:
+            for each in kept:
+                os.close(each)
 
     def reap(self, pid: int) -> int:
         """See :class:`Launcher`."""
@@ -341,8 +380,7 @@ class Worker:
 
     def __init__(self, launcher: Launcher, initialize: bytes) -> None:
         self._launcher = launcher
-        self._link, theirs = socket.socketpair()
-        _workers.add(self)
+        self._link, theirs = _pair()
         with theirs:
             try:
                 self.pid = launcher.start(theirs, initialize)
@@ -360,7 +398,8 @@ class Worker:
         self._has_ended = False
         self._status: int | None = None
         # guards the moment between looking whether the process was reaped and killing it
-        self._lock = threading.Lock()
+        self._lock = new_lock()
+        _workers.add(self)
 
     def _watch(self) -> int | None:
         try:
@@ -469,11 +508,18 @@ class Worker:
 
     def hang_up(self) -> None:
         """Tell the process to end, without waiting for it."""
-        self._link.close()
+        _hang_up(self._link)
+
+    def disown(self) -> None:
+        """Let it alone: this process is a fork of its owner's, in which no other thread runs."""
+        self._has_ended = True
+        if self._watched is not None:
+            os.close(self._watched)
+            self._watched = None
 
     def end(self, grace: float = GRACE) -> str:
         """Hang up, see the process to its end, and say how it ended."""
-        self._link.close()
+        _hang_up(self._link)
         if self._watched is not None and not _readable([self._watched], grace):
             self.kill("it did not end when it was told to")
         with self._lock:

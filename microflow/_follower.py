@@ -3,11 +3,14 @@
 
 There is nobody who could tell us: no server, and change notices of the operating system neither exist
 everywhere nor cross a network file system. So one thread looks at the size of each followed log, 1 ms
-after something happened and more and more seldom after that, at least every 10 ms. A look costs about
-2 µs. The thread exists only while somebody follows; it is no daemon, and whoever leaves last waits
-until it has ended, so nothing of ours runs after the call that needed it (invariant I10). Except while it is in a
-callback of the user's (``lend``): that may take any time, or want what the one who leaves holds. The thread ends by
-itself then, when the callback returns; who follows meanwhile begins another one.
+after something happened and more and more seldom after that, up to 10 ms. A look costs about 2 µs; what takes longer,
+thousands of runs or a slow store, is looked at more seldom, for a fifth of a processor, but four times a second at
+least, not counting the look itself.
+
+The thread exists only while somebody follows; it is no daemon, and whoever leaves last waits until it has ended, so
+nothing of ours runs after the call that needed it (invariant I10). Except while it is in a callback of the user's
+(``lend``): that may take any time, or want what the one who leaves holds. The thread ends by itself then, when the
+callback returns; who follows after that leave begins another one.
 
 It publishes each record of a followed log once, unless two who follow the same run started from
 different positions: then some come twice. A subscriber looks at the run anyway.
@@ -19,16 +22,22 @@ Two things that are no records are published as if they were one, at the end of 
 * ``unreadable`` ``{"error": text}``: the log was damaged or deleted, or cannot be read. Published once, and again
   when somebody comes, or when it could be read meanwhile.
 
+Callbacks that still wait do not keep the program from ending: the thread ends when the main thread has, unless another
+one is alive that could wait. A function of ``atexit`` can wait all the same, except in Python 3.12, which starts no
+thread any more by then: there its wait is refused.
+
 Where no thread can be started, the running event loop looks instead, so a coroutine that waits hears of
 others while the loop goes round. Without a loop either nobody could hear, and the wait is refused.
 
 Known holes: two appends that bring the log to the size that it had at the last look are not seen; but a
 log only ever grows, except where a failed write is taken back. A loop that looks instead of a thread looks for all
 loops of its process, and when it ends before they do, they hear no more.
+A callback runs in the thread, and as long as it does, those who follow already hear nothing; their timeouts hold.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from contextvars import Context
@@ -50,13 +59,24 @@ THREAD_NAME = "microflow follower"
 OWNER_CHECK = 1.0  # seconds between two looks whether an owner is alive
 
 
+# where the main thread waits for the others at the end of the program, before it calls the functions of atexit
+_LAST_WAIT = getattr(getattr(threading, "_shutdown", None), "__code__", None)
+
+
 def _program_has_ended() -> bool:
     """Whether nobody is left who could wait for news: the main thread has ended, and every thread that keeps the
     interpreter alive is a follower."""
     main = threading.main_thread()
     if main.is_alive():
         return False
-    return not any(each is not main and not each.daemon and each.name != THREAD_NAME for each in threading.enumerate())
+    if any(each is not main and not each.daemon and each.name != THREAD_NAME for each in threading.enumerate()):
+        return False
+    frame = sys._current_frames().get(main.ident or 0)
+    if frame is None or _LAST_WAIT is None:
+        return True
+    while frame is not None and frame.f_code is not _LAST_WAIT:
+        frame = frame.f_back
+    return frame is not None  # else a function of atexit runs
 
 
 class _Looking:
@@ -152,13 +172,13 @@ class Follower:
         looking.by = threading.Thread(target=self._run, args=(looking,), name=THREAD_NAME)
         try:
             looking.by.start()
-        except RuntimeError:
+        except RuntimeError as error:
             if _waits.loop_is_running():
                 Context().run(self._look_later, looking, SHORTEST_PAUSE)
             elif _waits.IS_ALONE:
                 return None  # whoever blocks for news is told that none can come; sleeping is fine
             else:
-                raise
+                raise RuntimeError(f"no thread can be started to hear of other processes: {error}") from error
         return looking
 
     def leave(self, run_id: str) -> None:
@@ -179,7 +199,10 @@ class Follower:
             pause = SHORTEST_PAUSE
             while not looking.stop.wait(pause):
                 if _program_has_ended():
-                    return  # only callbacks are left, and they do not keep it
+                    with self._mutex:
+                        if self._looking is looking:
+                            self._looking = None  # a function of atexit may follow yet, and begins another thread
+                    return
                 pause = self._look_at_all(looking.stop, pause)
         finally:
             looking.ended = True
@@ -208,7 +231,7 @@ class Follower:
                 each.size = -1  # it is read again, even if it is as long as before
                 self._give_up(each, error)
         pause = SHORTEST_PAUSE if news else min(pause * 1.5, LONGEST_PAUSE)
-        # thousands of followed runs: a fifth of a processor is enough
+        # so many or so slow that looking would take more than a fifth of a processor
         return max(pause, min(4 * (time.monotonic() - began), 0.25))
 
     def _look(self, followed: _Followed) -> bool:

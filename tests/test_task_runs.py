@@ -306,6 +306,31 @@ body()
 """
 
 
+AT_EXIT = """
+import atexit, sys
+from microflow import flow
+from microflow.client.orchestration import current_client
+from microflow.futures import FlowRunFuture
+from microflow.states import Pending
+
+run_id = current_client().create_flow_run(flow(print), state=Pending()).id
+
+def last():
+    print(run_id, flush=True)
+    print("waiting", flush=True)
+    future = FlowRunFuture(run_id)
+    try:
+        future.wait(float(sys.argv[1]))
+    except RuntimeError as error:
+        print(str(error).partition(":")[0], flush=True)
+    else:
+        print("heard" if future._final_state is not None else "never heard", flush=True)
+
+atexit.register(last)
+FlowRunFuture(run_id).add_done_callback(lambda _: None)
+"""
+
+
 class Elsewhere:
     """A flow in another process: one task run goes on until told to end, another one waits for its worker."""
 
@@ -419,6 +444,18 @@ class TestOtherProcesses:
             "W.add_done_callback(uuid4(), print)"
         )
         subprocess.run([sys.executable, "-c", words], cwd=ROOT, timeout=PATIENCE, check=True)
+
+    def test_a_function_of_atexit_can_wait(self):
+        """Also when the thread that looked for a callback has ended by then. Refused where no thread can be started."""
+        with subprocess.Popen(
+            [sys.executable, "-c", AT_EXIT, str(PATIENCE)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        ) as process:
+            assert process.stdout is not None
+            run_id = process.stdout.readline().strip()
+            assert process.stdout.readline() == "waiting\n"
+            get_client(sync_client=True).cancel_flow_run(run_id)
+            refused = ["no thread can be started to hear of other processes\n"] * (sys.version_info >= (3, 12))
+            assert process.stdout.readline() in ["heard\n", *refused]
 
     @pytest.mark.skipif(sys.version_info >= (3, 12), reason="no thread can be started any more once main has ended")
     def test_a_thread_that_outlives_the_main_one_is_told(self):

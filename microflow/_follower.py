@@ -10,7 +10,7 @@ least, not counting the look itself.
 The thread exists only while somebody follows; it is no daemon, and whoever leaves last waits until it has ended, so
 nothing of ours runs after the call that needed it (invariant I10). Except while it is in a callback of the user's
 (``lend``): that may take any time, or want what the one who leaves holds. The thread ends by itself then, when the
-callback returns; who follows after that leave begins another one.
+callback returns; who comes meanwhile, the callback itself perhaps, begins another one.
 
 It publishes each record of a followed log once, unless two who follow the same run started from
 different positions: then some come twice. A subscriber looks at the run anyway.
@@ -32,7 +32,8 @@ others while the loop goes round. Without a loop either nobody could hear, and t
 Known holes: two appends that bring the log to the size that it had at the last look are not seen; but a
 log only ever grows, except where a failed write is taken back. A loop that looks instead of a thread looks for all
 loops of its process, and when it ends before they do, they hear no more.
-A callback runs in the thread, and as long as it does, those who follow already hear nothing; their timeouts hold.
+A callback runs in the thread, and until it returns or somebody comes, those who follow already hear nothing; their
+timeouts hold.
 """
 
 from __future__ import annotations
@@ -158,8 +159,11 @@ class Follower:
 
     def enter(self, run_id: str, position: int) -> None:
         with self._mutex:
-            if self._looking is None:
+            before = self._looking
+            if before is None or before.free.is_set():
                 self._looking = self._begin()  # it may raise: then nothing has changed
+                if before is not None:
+                    before.stop.set()
             followed = self._followed.setdefault(run_id, _Followed(run_id, position))
             followed.count += 1
             followed.position = min(followed.position, position)

@@ -237,6 +237,26 @@ def test_who_waits_for_another_run_is_not_held_up_by_a_callback(home):
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("home", ["file"], indirect=True)
+def test_a_callback_may_wait_for_another_run(home):
+    """In the follower's own thread, while somebody else waits for a third one, and hears of it."""
+    first, second, third = (FlowKind().create(1) for _ in range(3))
+    outcome, told = list[Any](), threading.Event()
+
+    def callback(_: Any) -> None:
+        second.wait(PATIENCE)
+        outcome.append(second._final_state is not None)
+
+    third.add_done_callback(lambda _: told.set())
+    first.add_done_callback(callback)
+    elsewhere().cancel_flow_run(first.flow_run_id)
+    followed(second)
+    elsewhere().cancel_flow_run(second.flow_run_id)
+    assert until(lambda: outcome, PATIENCE + 5) == [True]
+    elsewhere().cancel_flow_run(third.flow_run_id)
+    assert told.wait(PATIENCE)
+
+
 def followed(future: Any) -> Any:
     """Wait until somebody follows the run."""
     return until(lambda: str(future._task_run_id) in current_client().store._follower._followed)  # type: ignore[attr-defined]

@@ -38,10 +38,10 @@ from ._processes import (
     LauncherGone,
     Worker,
     default_start_method,
-    pack_initializer,
 )
 from ._task_lifecycle import TaskRunTimeoutError
 from ._waits import Outcome
+from ._worker_process import pack_initializer
 from .context import serialize_context
 from .entrypoints import describe_main
 from .exceptions import AttemptCancelled, SerializationError, WorkerLost, describe
@@ -235,8 +235,10 @@ class ProcessCarrier:
 
     def carry(self, run_id: UUID, payload: bytes, timeout: float | None, on_log: OnLog) -> bytes:
         """See :class:`Carrier`. The clock of `timeout` runs from the moment when a worker is ready."""
+        may_repeat = True  # once: what kills a worker before it begins may be the call itself, by its size
         while True:
-            worker = self._take()
+            idle = self._take_idle() if may_repeat else None
+            worker = idle or self._start()
             with self._lock:
                 self._busy[run_id] = worker
             try:
@@ -248,32 +250,50 @@ class ProcessCarrier:
             finally:
                 with self._lock:
                     del self._busy[run_id]
-            if outcome is not None:  # else the worker had ended while it was idle: nothing was begun
+            if outcome is not None:
                 self._give_back(worker)
                 return outcome
+            if idle is None:
+                raise WorkerLost(f"worker process {worker.pid} {worker.end()} before it began the task")
+            may_repeat = False  # it may have ended while it was idle, and nothing was begun
 
-    def _take(self) -> Worker:
+    def _take_idle(self) -> Worker | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _start(self) -> Worker:
+        """A new worker, ready for a call. WorkerLost when there can be none."""
         while True:
-            with self._lock:
-                if self._idle:
-                    return self._idle.pop()
-                launcher = self._launcher
-                if launcher is None:
-                    launcher = self._launcher = LAUNCHERS[self._start_method]()
+            launcher = None
             try:
-                worker = Worker(launcher, self._initialize)
-            except LauncherGone:  # somebody killed it; those whom it started live on
                 with self._lock:
-                    if self._launcher is launcher:
-                        self._launcher = None
-                        self._gone.append(launcher)
+                    launcher = self._launcher
+                    if launcher is None:
+                        launcher = self._launcher = LAUNCHERS[self._start_method]()
+                worker = Worker(launcher, self._initialize)
+            except LauncherGone as gone:  # somebody killed it, or it could never serve
+                self._drop(launcher, gone.has_served)
+                if not gone.has_served:
+                    raise WorkerLost(f"no worker process could be started: {gone}") from None
                 continue
+            except OSError as refusal:
+                raise WorkerLost(f"no worker process could be started: {refusal}") from refusal
             try:
                 worker.wait_until_ready()
             except InitializerFailed as failure:
                 error = unpack_error(*failure.packed, resolver_of_owner(()))
                 raise WorkerLost(f"the initializer of its worker process failed: {describe(error)}") from error
             return worker
+
+    def _drop(self, launcher: Launcher | None, has_served: bool) -> None:
+        with self._lock:
+            if launcher is None or self._launcher is not launcher:  # another thread has
+                return
+            self._launcher = None
+            if has_served:  # those whom it started live on, as long as their life line
+                self._gone.append(launcher)
+                return
+        launcher.close()
 
     def _give_back(self, worker: Worker) -> None:
         used_up = self._calls_of_a_worker is not None and worker.calls >= self._calls_of_a_worker

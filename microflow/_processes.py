@@ -8,10 +8,11 @@ What does not work: ``ProcessPoolExecutor`` and everything of ``multiprocessing`
 /dev/shm, which AWS Lambda has not; one dead worker breaks the whole pool; its fork servers and trackers stay behind;
 and each of its children imports the main program, which starts its flow once more if it has no guard.
 
-The rule: a worker is a plain child with one socket. It reads a call, runs it, writes the outcome. How a worker is
-started is a *launcher*'s matter: from a *fork server* of our own, a single-threaded process that has the package
-imported and forks on request (the default), as a fresh interpreter (``spawn``), or by forking this process (``fork``:
-fast, and dangerous where other threads hold locks; only when asked for).
+The rule: a worker is a plain child with one socket. It reads a call, runs it, writes the outcome
+(``_worker_process``). How a worker is started is a *launcher*'s matter: from a *fork server* of our own, a
+single-threaded process that has the package imported and forks on request (the default), as a fresh interpreter
+(``spawn``), or by forking this process (``fork``: fast, and dangerous where other threads hold locks; only when asked
+for).
 
 Who notices a death: the driver waits for the socket *and* for the process (a pidfd), because a child that the task
 started may hold the socket open. A worker notices the death of its owner by the *life* line, whose other end only the
@@ -19,17 +20,14 @@ owner has, and ends at once, whatever its task does. So no fork of the owner, wh
 owner's: each closes them all first (:data:`_kept_from_forks`). And what ends a connection shuts it down, which reaches
 the other side also past a copy that somebody has kept.
 
-Frames on the socket: one letter, eight bytes with a length, the data. ``R`` ready, ``X`` the initializer failed (an
-error), ``S`` the call has begun, ``L`` a log record, ``O`` the outcome; towards the worker only ``C``, a call.
-
 Known holes: processes that a killed task had started itself go on. A task that forks does so beside the thread that
-watches the life pipe, of which Python 3.12 and later warn. Without ``os.pidfd_open`` (not Linux) a death
-behind a socket that is held open is noticed within a second.
+watches the life pipe, of which Python 3.12 and later warn. A death behind a socket that is held open is noticed
+within a second where ``os.pidfd_open`` is refused, and, where there is no ``/proc`` either (not Linux), only when the
+socket is let go, or by the time limit.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import select
@@ -37,157 +35,24 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._attempt import flush, run_envelope
 from ._captured_logs import forget_inherited_handlers
-from ._envelope import join, pack_error, split
 from ._forks import new_lock
-from .entrypoints import describe_main, resolver_through
-from .exceptions import NotTransferable, SerializationError, WorkerLost
-from .serializers import pack, unpack
+from ._worker_process import CHUNK, HEAD, head, live_as_fork, receive
+from .exceptions import WorkerLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_HEAD = 9
-_CHUNK = 1 << 20
 _PACKAGE = __name__.rpartition(".")[0]
 #: how often a death is looked for where no pidfd tells of it, in seconds
 LOOK = 1.0
 #: how long a worker that was told to end may take
 GRACE = 5.0
-
-
-# --------------------------------------------------------------------------------------------------- the worker
-
-
-def _send(link: socket.socket, letter: bytes, data: bytes = b"") -> None:
-    link.sendall(letter + len(data).to_bytes(8, "big") + data)
-
-
-def _receive(link: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        piece = link.recv(min(_CHUNK, size - len(data)))
-        if not piece:
-            raise EOFError
-        data += piece
-    return bytes(data)
-
-
-def work(link: socket.socket, life: int, initialize: bytes) -> None:
-    """The life of a worker process: calls until the owner hangs up. `initialize` is a packed function and its
-    arguments, or nothing."""
-    threading.Thread(target=_end_with_owner, args=(life,), daemon=True).start()
-    write_lock = threading.Lock()  # log records come from any thread
-
-    def emit(record: dict[str, Any]) -> None:
-        with write_lock:
-            _send(link, b"L", json.dumps(record).encode("ascii"))
-
-    try:
-        if initialize:
-            try:
-                _initializer(initialize)()
-            except Exception as error:  # the user's function: the owner tells whoever waits for this worker
-                form, data = pack_error(error)
-                _send(link, b"X", form.encode() + b"\0" + data)
-                return
-        _send(link, b"R")
-        while True:
-            head = _receive(link, _HEAD)
-            payload = _receive(link, int.from_bytes(head[1:], "big"))
-            _send(link, b"S")
-            outcome = run_envelope(payload, emit)
-            flush()
-            with write_lock:
-                _send(link, b"O", outcome)
-    except (EOFError, OSError, KeyboardInterrupt):  # the owner hung up, or Ctrl-C reached everybody while idle
-        pass
-
-
-def _end_with_owner(life: int) -> None:
-    os.read(life, 1)  # nothing is ever written
-    os._exit(1)
-
-
-def pack_initializer(fn: Callable[..., object] | None, args: tuple[Any, ...]) -> bytes:
-    """An initializer for :func:`work`. NotTransferable when it cannot be sent."""
-    if fn is None:
-        return b""
-    try:
-        form, data = pack(fn)
-        arguments_form, arguments = pack(args)
-    except SerializationError as problem:
-        raise NotTransferable(f"the initializer cannot be sent to worker processes: {problem}") from problem
-    return join({"forms": [form, arguments_form], "main": describe_main()}, [data, arguments])
-
-
-def _initializer(packed: bytes) -> Callable[[], object]:
-    header, blobs = split(packed)
-    resolve = resolver_through(header["main"])
-    fn, args = (
-        unpack(form, blob, allow_pickle=True, resolve=resolve)
-        for form, blob in zip(header["forms"], blobs, strict=True)
-    )
-    return lambda: fn(*args)
-
-
-def _start_anew(link: int, life: int) -> None:
-    """A fresh interpreter begins here (``spawn``)."""
-    with socket.socket(fileno=link) as connection:
-        size = int.from_bytes(_receive(connection, 8), "big")
-        work(connection, life, _receive(connection, size))
-    flush()
-    os._exit(0)
-
-
-def serve_forks(control: int, preload: list[str]) -> None:
-    """The fork server begins here: forks workers until its owner hangs up. Single-threaded, so that a fork is safe."""
-    for name in preload:
-        importlib.import_module(name)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tasks
-    with socket.socket(fileno=control) as owner:
-        while True:
-            try:
-                request, passed, _, _ = socket.recv_fds(owner, 17, 2)
-                if not request:
-                    break
-                size = int.from_bytes(request[1:9], "big")
-                if request[:1] == b"F":
-                    initialize = _receive(owner, size)
-                    pid = os.fork()
-                    if pid == 0:
-                        owner.close()
-                        _live_as_fork(passed[0], passed[1], initialize)
-                    for each in passed:
-                        os.close(each)
-                    owner.sendall(pid.to_bytes(8, "big"))
-                else:  # a worker that ended or is about to: its place in the process table was kept until now
-                    _, status = os.waitpid(size, 0)
-                    owner.sendall(status.to_bytes(8, "big"))
-            except (OSError, EOFError):
-                break
-    os._exit(0)
-
-
-def _live_as_fork(link: int, life: int, initialize: bytes) -> None:
-    """The child of a fork: a worker, and nothing after that."""
-    status = 1
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with socket.socket(fileno=link) as connection:
-            work(connection, life, initialize)
-        flush()
-        status = 0
-    finally:
-        os._exit(status)
 
 
 # ------------------------------------------------------------------------------------------------- the launchers
@@ -223,7 +88,12 @@ def _hang_up(end: socket.socket) -> None:
 
 
 class LauncherGone(Exception):
-    """The fork server was killed: it starts no more workers and cannot say how those it started ended."""
+    """The fork server has ended: it starts no more workers and cannot say how those it started ended."""
+
+    def __init__(self, how: str, has_served: bool) -> None:
+        super().__init__(f"the fork server {how}; it is started by {sys.executable}")
+        #: whether it had started a worker: else there is little hope for another server
+        self.has_served = has_served
 
 
 class Launcher(Protocol):
@@ -252,8 +122,8 @@ class _LaunchedHere:
 
 
 def _interpreter(call: str, *passed: int) -> subprocess.Popen[bytes]:
-    """A fresh interpreter that calls a function of this module. It does not import the main program."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {_PACKAGE} import _processes; _processes.{call}"
+    """A fresh interpreter that calls a function of ``_worker_process``. It does not import the main program."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {_PACKAGE} import _worker_process; _worker_process.{call}"
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
     return subprocess.Popen([sys.executable, *flags, "-c", code], pass_fds=passed, stdin=subprocess.DEVNULL)
 
@@ -268,7 +138,7 @@ class SpawnLauncher(_LaunchedHere):
     def start(self, link: socket.socket, initialize: bytes) -> int:
         """See :class:`Launcher`."""
         passed = (link.fileno(), self.life.fileno())
-        child = _interpreter(f"_start_anew{passed}", *passed)
+        child = _interpreter(f"start_anew{passed}", *passed)
         self._children[child.pid] = child
         return child.pid
 
@@ -281,46 +151,61 @@ class SpawnLauncher(_LaunchedHere):
 class ForkServerLauncher(_LaunchedHere):
     """Workers are forked from a process that has everything imported."""
 
-    #: what workers need besides this module, to be imported once
+    #: what workers need besides ``_worker_process``, to be imported once
     preload: tuple[str, ...] = ("tasks", "flows")
 
     def __init__(self) -> None:
         super().__init__()
         self._lock = new_lock()  # one request at a time; it lasts as long as a fork
+        self._has_served = False
         self._control, theirs = _pair()
         with theirs:
             names = [f"{_PACKAGE}.{name}" for name in self.preload]
-            self._server = _interpreter(f"serve_forks({theirs.fileno()}, {names!r})", theirs.fileno())
+            try:
+                self._server = _interpreter(f"serve_forks({theirs.fileno()}, {names!r})", theirs.fileno())
+            except BaseException:
+                self._control.close()
+                super().close()
+                raise
 
     def _ask(self, request: bytes, passed: list[int], more: bytes = b"") -> int:
         with self._lock:
             try:
                 socket.send_fds(self._control, [request], passed)
                 self._control.sendall(more)
-                return int.from_bytes(_receive(self._control, 8), "big")
-            except (OSError, EOFError) as gone:
-                raise LauncherGone from gone
+                answer = int.from_bytes(receive(self._control, 8), "big", signed=True)
+            except (OSError, EOFError):
+                raise LauncherGone(self._end_server(), self._has_served) from None
+        if answer < 0:
+            raise OSError(-answer, os.strerror(-answer))
+        return answer
 
     def start(self, link: socket.socket, initialize: bytes) -> int:
         """See :class:`Launcher`."""
         request = b"F" + len(initialize).to_bytes(8, "big")
-        return self._ask(request, [link.fileno(), self.life.fileno()], initialize)
+        pid = self._ask(request, [link.fileno(), self.life.fileno()], initialize)
+        self._has_served = True
+        return pid
 
     def reap(self, pid: int) -> int | None:
         """See :class:`Launcher`."""
         try:
             return self._ask(b"W" + pid.to_bytes(8, "big"), [])
-        except LauncherGone:
+        except (LauncherGone, OSError):
             return None
+
+    def _end_server(self) -> str:
+        _hang_up(self._control)
+        try:
+            code = self._server.wait(GRACE)
+        except subprocess.TimeoutExpired:  # stopped, or at its imports
+            self._server.kill()
+            code = self._server.wait()
+        return _how_it_ended(code)
 
     def close(self) -> None:
         """End the fork server."""
-        _hang_up(self._control)
-        try:
-            self._server.wait(GRACE)
-        except subprocess.TimeoutExpired:  # stopped, or at its imports
-            self._server.kill()
-            self._server.wait()
+        self._end_server()
         super().close()
 
 
@@ -334,7 +219,7 @@ class ForkLauncher(_LaunchedHere):
             pid = os.fork()
             if pid == 0:
                 forget_inherited_handlers()
-                _live_as_fork(kept[0], kept[1], initialize)
+                live_as_fork(kept[0], kept[1], initialize)
             return pid
         finally:
             for each in kept:
@@ -388,7 +273,10 @@ class Worker:
                 self._link.close()
                 raise
         if isinstance(launcher, SpawnLauncher):
-            self._link.sendall(len(initialize).to_bytes(8, "big") + initialize)
+            try:
+                self._link.sendall(len(initialize).to_bytes(8, "big") + initialize)
+            except ConnectionError:  # it has ended, which wait_until_ready tells
+                pass
         self._watched = self._watch()
         self._buffer = bytearray()
         #: calls that were begun
@@ -414,8 +302,8 @@ class Worker:
         dead = False
         while True:
             buffer = self._buffer
-            if len(buffer) >= _HEAD and len(buffer) >= (end := _HEAD + int.from_bytes(buffer[1:_HEAD], "big")):
-                letter, data = bytes(buffer[:1]), bytes(buffer[_HEAD:end])
+            if len(buffer) >= HEAD and len(buffer) >= (end := HEAD + int.from_bytes(buffer[1:HEAD], "big")):
+                letter, data = bytes(buffer[:1]), bytes(buffer[HEAD:end])
                 del buffer[:end]
                 return letter, data
             left = None if deadline is None else deadline - time.monotonic()
@@ -423,10 +311,10 @@ class Worker:
                 return None
             watch = [self._link.fileno()] + ([] if self._watched is None or dead else [self._watched])
             patience = 0.0 if dead else left if self._watched is not None else min(LOOK, left or LOOK)
-            ready = _readable(watch, patience)
+            ready = _ready(watch, [], patience)
             if self._link.fileno() in ready:
                 try:
-                    piece = self._link.recv(_CHUNK)
+                    piece = self._link.recv(CHUNK)
                 except ConnectionError:
                     piece = b""
                 if not piece:
@@ -436,6 +324,25 @@ class Worker:
                 raise EOFError
             else:  # once more, for what it wrote last
                 dead = self._watched in ready or (self._watched is None and self._is_gone())
+
+    def _deliver(self, data: bytes, deadline: float | None) -> bool:
+        """Send; False when the deadline passes. EOFError or OSError when the process has ended."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._link.send(rest[:CHUNK], socket.MSG_DONTWAIT) :]
+                continue
+            except BlockingIOError:  # it does not read as fast
+                pass
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            watch = [] if self._watched is None else [self._watched]
+            patience = left if watch else min(LOOK, left or LOOK)
+            ready = _ready(watch, [self._link.fileno()], patience)
+            if self._watched in ready or (not ready and self._watched is None and self._is_gone()):
+                raise EOFError
+        return True
 
     def _is_gone(self) -> bool:
         try:
@@ -465,8 +372,8 @@ class Worker:
         deadline = None if timeout is None else time.monotonic() + timeout
         begun = False
         try:
-            _send(self._link, b"C", payload)
-            while (frame := self._frame(deadline)) is not None:
+            sent = self._deliver(head(b"C", payload), deadline) and self._deliver(payload, deadline)
+            while sent and (frame := self._frame(deadline)) is not None:
                 letter, data = frame
                 if letter == b"S":
                     begun = True
@@ -520,7 +427,7 @@ class Worker:
     def end(self, grace: float = GRACE) -> str:
         """Hang up, see the process to its end, and say how it ended."""
         _hang_up(self._link)
-        if self._watched is not None and not _readable([self._watched], grace):
+        if self._watched is not None and not _ready([self._watched], [], grace):
             self.kill("it did not end when it was told to")
         with self._lock:
             if not self._has_ended:
@@ -531,21 +438,24 @@ class Worker:
         status = self._status
         if status is None:
             return "ended (nobody can tell how)"
-        if os.WIFSIGNALED(status):
-            return f"was killed by {_signal_name(os.WTERMSIG(status))}"
-        return f"exited with status {os.WEXITSTATUS(status)}"
+        return _how_it_ended(os.waitstatus_to_exitcode(status))
 
 
-def _readable(descriptors: list[int], timeout: float | None) -> set[int]:
-    """Which descriptors can be read; ``select`` takes no number above 1023."""
+def _ready(to_read: list[int], to_write: list[int], timeout: float | None) -> set[int]:
+    """Which descriptors can be read, or written; ``select`` takes no number above 1023."""
     poll = select.poll()
-    for descriptor in descriptors:
+    for descriptor in to_read:
         poll.register(descriptor, select.POLLIN)
+    for descriptor in to_write:
+        poll.register(descriptor, select.POLLOUT)
     return {ready for ready, _ in poll.poll(None if timeout is None else max(0.0, timeout * 1000))}
 
 
-def _signal_name(number: int) -> str:
+def _how_it_ended(code: int) -> str:
+    """In words; a code below zero is that of a signal."""
+    if code >= 0:
+        return f"exited with status {code}"
     try:
-        return signal.Signals(number).name
+        return f"was killed by {signal.Signals(-code).name}"
     except ValueError:  # a real-time signal
-        return f"signal {number}"
+        return f"was killed by signal {-code}"

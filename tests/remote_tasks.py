@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -291,6 +292,24 @@ def touch_and_wait(started, go):
     return "went"
 
 
+def limit_memory(spare):
+    """An initializer: this process may take so many bytes more than it has."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + spare
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+REAL_FORK = getattr(os, "fork", None)
+
+
+def refuse_one_fork():
+    """In place of ``os.fork``: refuses as at the limit of processes, once."""
+    os.fork = REAL_FORK
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
 @task
 def read_initializer():
     return SET_BY_INITIALIZER
@@ -440,6 +459,15 @@ def fork_and_die():
     os._exit(5)
 
 
+@task
+def pid_of_one_that_leaves_a_child():
+    """Leaves a child behind that has the worker's socket open, for a while."""
+    if os.fork() == 0:
+        time.sleep(10)
+        os._exit(0)
+    return os.getpid()
+
+
 def closure_free_context():
     """Which runs and tags are current."""
     flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
@@ -452,7 +480,6 @@ def closure_free_context():
 async def generated_async(number):
     for item in range(number):
         yield item
-
 
 
 @task

@@ -118,6 +118,7 @@ FLOORS: dict[str, float] = {
     "calls": 5.2,
     "_task_preparation": 5.3,
     "_attempt": 5.3,
+    "_worker_process": 5.35,
     "_processes": 5.4,
     "_executors": 5.5,
     "_task_transitions": 5.3,

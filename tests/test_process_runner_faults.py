@@ -4,15 +4,19 @@ workers that die early, and cancels that come at an awkward moment. All with rea
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from microflow import _processes
 from microflow.task_runners import ProcessPoolTaskRunner
 from tests import remote_tasks as remote
 from tests.kill_support import PATIENCE, environment, wait_until
@@ -109,3 +113,77 @@ class TestForksOfTheOwner:
                     os._exit(0)
             os.waitpid(fork, 0)
             assert runner.submit(remote.pid, {}).result() == pid
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def children() -> set[str]:
+    return set(Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split())
+
+
+def crash_of(runner, one, **parameters) -> str:
+    """The message of a run that is lost."""
+    future = runner.submit(one, parameters)
+    future.wait()
+    assert future.state.is_crashed()
+    return future.state.message
+
+
+class TestWorkersThatCannotBe:
+    @pytest.mark.parametrize("method", ["forkserver", "spawn"])
+    @pytest.mark.parametrize("size", [1, 4 << 20], ids=["small initializer", "big initializer"])
+    def test_an_interpreter_that_is_none_crashes_the_run_with_its_exit_status(self, method, size, monkeypatch):
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        one = remote.pid.with_options(timeout_seconds=PATIENCE)
+        with ProcessPoolTaskRunner(
+            1, start_method=method, initializer=remote.initialize, initargs=("x", b"x" * size)
+        ) as runner:
+            assert "exited with status 1" in crash_of(runner, one)
+            before = descriptors()
+            for _ in range(3):
+                crash_of(runner, one)
+            assert descriptors() <= before, "nothing is kept of a worker that never was"
+
+    @pytest.mark.parametrize("method", ["forkserver", "spawn"])
+    def test_an_interpreter_that_is_not_there_crashes_the_run_by_name(self, method, monkeypatch, tmp_path):
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+        with ProcessPoolTaskRunner(1, start_method=method) as runner:
+            before = descriptors()
+            assert "no worker process could be started" in crash_of(runner, remote.pid)
+            assert str(tmp_path / "nothing") in crash_of(runner, remote.pid)
+            assert descriptors() <= before + (method == "spawn") * 2, "spawn keeps its life line"
+
+    def test_a_fork_that_is_refused_crashes_its_run_and_the_server_goes_on(self, monkeypatch):
+        real = _processes._interpreter
+        refusing = "os.fork = __import__('tests.remote_tasks', fromlist=['']).refuse_one_fork; _worker_process."
+        monkeypatch.setattr(_processes, "_interpreter", lambda call, *passed: real(refusing + call, *passed))
+        with ProcessPoolTaskRunner(1) as runner:
+            message = crash_of(runner, remote.pid)
+            assert os.strerror(errno.EAGAIN) in message
+            server = runner.carrier()._launcher._server.pid
+            assert runner.submit(remote.pid, {}).result() != os.getpid()
+            assert runner.carrier()._launcher._server.pid == server
+
+    @pytest.mark.parametrize("is_idle", [False, True], ids=["fresh", "idle before"])
+    def test_a_worker_that_a_call_kills_before_it_begins_crashes_the_run(self, is_idle):
+        with ProcessPoolTaskRunner(1, initializer=remote.limit_memory, initargs=(32 << 20,)) as runner:
+            if is_idle:
+                runner.submit(remote.pid, {}).result()
+            message = crash_of(runner, remote.length, things=b"x" * (64 << 20))
+            assert "exited with status 1 before it began the task" in message
+            assert runner.submit(remote.length, {"things": b"x"}).result() == 1
+
+    def test_the_time_limit_covers_the_sending_of_arguments(self):
+        with ProcessPoolTaskRunner(1) as runner:
+            os.kill(runner.submit(remote.pid, {}).result(), signal.SIGSTOP)
+            late = runner.submit(remote.length.with_options(timeout_seconds=0.2), {"things": b"x" * (8 << 20)})
+            late.wait()
+            assert late.state.name == "TimedOut"
+
+    def test_a_worker_that_dies_while_arguments_are_sent_is_noticed_behind_a_socket_that_is_held_open(self):
+        with ProcessPoolTaskRunner(1) as runner:
+            first = runner.submit(remote.pid_of_one_that_leaves_a_child, {}).result()
+            os.kill(first, signal.SIGKILL)
+            assert runner.submit(remote.length, {"things": b"x" * (8 << 20)}).result() == 8 << 20

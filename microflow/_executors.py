@@ -4,14 +4,19 @@
 What executors really do differs (``microflow.testing.check_executor`` prints it), so little is believed of them: they
 are given one module-level function and one positional argument, bytes that no two calls share. Hence none can swallow
 a keyword argument, take two attempts for one, or choke on an exception; their futures are asked for one thing,
-``add_done_callback``, and nothing is done in the thread that calls back but to wake the one that waits.
+``add_done_callback``, and nothing is done in the thread that calls back but to wake those that wait.
 
 ``cancel`` of a handle is never believed either: Dask says True of a call that goes on. An attempt that is under way
-there cannot be stopped; one whose time is over is given up, and its late outcome is dropped.
+there cannot be stopped; one whose time is over is given up, and its late outcome is dropped. It fills its worker for as
+long as its handle is not done, and whoever needs a worker waits for another one, here, where no time counts.
 
 An executor that is given is its owner's to shut down. One that a factory made is ours: it is made when it is first
-needed, made anew when it broke, and shut down with the runner. Its worker processes are killed then if attempts may
-still be under way in them: those that were given up, and all of an interrupted flow run.
+needed, made anew when it broke or when all of its workers are filled with what was given up, and shut down with the
+runner. Its worker processes are killed then if attempts may still be under way in them: those that were given up, and
+all of an interrupted flow run.
+
+Known holes: of an executor that does not tell its size, or that somebody else uses too, nobody knows what fills its
+workers. An executor that is given cannot be replaced: when attempts without end fill it, all others wait.
 
 A pool that forks is Linux's default before Python 3.14. What its workers take over from a program with threads, and
 must not use, is said in ``_forks``; a pool that is given forks all of them in the thread of the first submit, when
@@ -34,7 +39,7 @@ from .exceptions import WorkerLost, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
     from uuid import UUID
 
 
@@ -42,34 +47,52 @@ if TYPE_CHECKING:
 GRACE = 5.0
 
 
+class _Workers:
+    """An executor, and the attempts that fill its workers. The carrier's lock guards it."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        #: how many there are, if it tells. It is given no more attempts than that, so that none waits in its queue,
+        #: where time counts
+        self.size = size_of(executor)
+        #: an event for each attempt that it was given, until it says that this is over
+        self.filled: set[threading.Event] = set()
+        #: those of them that were given up
+        self.overrun: set[threading.Event] = set()
+
+    def is_free(self) -> bool:
+        """Whether one of them can begin an attempt now."""
+        return self.size is None or len(self.filled) < self.size
+
+    def are_lost(self) -> bool:
+        """Whether what was given up fills them all."""
+        return self.size is not None and len(self.overrun) >= self.size
+
+
 class ExecutorCarrier:
     """Carries envelopes to an executor that is given, or to those that a factory makes."""
 
     def __init__(self, executor: Executor | None, factory: Callable[[], Executor] | None) -> None:
         self._factory = factory
-        # guards the fields below; the factory is called without it
-        self._lock = threading.Lock()
-        self._executor = executor
-        self._made: threading.Event | None = None  # set while somebody makes an executor
-        # of the executor that the factory made, if it tells its size: as many as it has workers, so that no attempt
-        # waits in its queue, where time counts
-        self._slots: threading.Semaphore | None = None
-        #: how often a broken executor was replaced
-        self.rebuilt = 0
-        # attempts that were given up and may go on
-        self._overrun: set[Any] = set()
+        # guards the fields below and tells of their changes; no executor and no factory is called with it held
+        self._changed = threading.Condition(threading.Lock())
+        self._workers = None if executor is None else _Workers(executor)
+        self._is_making = False  # somebody makes an executor
+        # what a factory made and nothing can stop: replaced, and waited for in the end
+        self._left: list[Executor] = []
         self._is_prepared = False
         self._is_interrupted = False
+        self._is_closed = False
 
     def prepare(self) -> None:
         """Have a pool that was given, and that forks, do so now."""
-        with self._lock:
-            executor, done, self._is_prepared = self._executor, self._is_prepared, True
-        if executor is None or done or not forks(executor):
+        with self._changed:
+            workers, done, self._is_prepared = self._workers, self._is_prepared, True
+        if workers is None or done or not forks(workers.executor):
             return
         _load_for_forks()
         try:
-            executor.submit(int)  # the first one starts all of its workers
+            workers.executor.submit(int)  # the first one starts all of its workers
         except Exception:  # it is broken or was shut down: the first attempt says so
             pass
 
@@ -78,37 +101,11 @@ class ExecutorCarrier:
     ) -> bytes:
         """See ``_dispatch.Carrier``. The clock of `timeout` runs from the moment when the executor was given the
         attempt: what waits in a queue of the executor's own loses time there."""
-        executor, slots = self._admitted()
-        try:
-            return self._carried_by(executor, payload, timeout)
-        finally:
-            if slots is not None:
-                slots.release()
-
-    def _admitted(self) -> tuple[Executor, threading.Semaphore | None]:
-        """The executor, once it has a worker for another attempt, and what is to be released when that is over."""
-        while True:
-            executor = self._current()
-            with self._lock:
-                slots = self._slots
-            if slots is None:
-                return executor, None
-            slots.acquire()
-            with self._lock:
-                if self._slots is slots and self._executor is executor:
-                    return executor, slots
-            slots.release()  # that executor broke meanwhile, or was shut down
-
-    def _carried_by(self, executor: Executor, payload: bytes, timeout: float | None) -> bytes:
         done = threading.Event()
-        try:
-            handle = executor.submit(run_envelope, payload)
-            handle.add_done_callback(lambda _: done.set())
-        except Exception as refusal:  # whatever an executor says that is broken or was shut down
-            self._is_broken(executor)
-            raise WorkerLost(f"the executor takes no attempt: {describe(refusal)}") from refusal
+        workers = self._admitted(done)
+        handle = self._submitted(workers, payload, done)
         if not done.wait(timeout):
-            self._give_up(handle)
+            self._give_up(workers, handle, done)
             raise AttemptTimedOut
         try:
             outcome: bytes = handle.result()
@@ -116,72 +113,119 @@ class ExecutorCarrier:
             if self._is_interrupted:
                 raise WorkerLost("its worker was killed, because its flow run was interrupted") from None
             if isinstance(loss, BrokenExecutor):
-                self._is_broken(executor)
+                self._replace(workers)
             raise WorkerLost(f"the executor lost the attempt: {describe(loss)}") from None
         return outcome
 
-    def _give_up(self, handle: Any) -> None:
-        with self._lock:
-            self._overrun.add(handle)
-        handle.add_done_callback(self._overrun.discard)
+    def _admitted(self, done: threading.Event) -> _Workers:
+        """The workers one of which is now the attempt's, until `done` is :meth:`_freed`."""
+        while True:
+            workers = self._current()
+            with self._changed:
+                if workers is self._workers and workers.is_free():
+                    workers.filled.add(done)
+                    return workers
+                while workers is self._workers and not workers.is_free() and not self._is_closed:
+                    self._changed.wait()
+
+    def _freed(self, workers: _Workers, done: threading.Event) -> None:
+        with self._changed:
+            workers.filled.discard(done)
+            workers.overrun.discard(done)
+            self._changed.notify()
+        done.set()
+
+    def _submitted(self, workers: _Workers, payload: bytes, done: threading.Event) -> Future[bytes]:
+        try:
+            handle = workers.executor.submit(run_envelope, payload)
+            handle.add_done_callback(lambda _: self._freed(workers, done))
+        except Exception as refusal:  # whatever an executor says that is broken or was shut down
+            self._freed(workers, done)
+            self._replace(workers)
+            raise WorkerLost(f"the executor takes no attempt: {describe(refusal)}") from refusal
+        return handle
+
+    def _give_up(self, workers: _Workers, handle: Future[bytes], done: threading.Event) -> None:
         try:
             handle.cancel()  # spares the work if it has not begun; the answer means nothing
         except Exception:  # Parsl's raises NotImplementedError
             pass
+        with self._changed:
+            if done in workers.filled:  # else it is over after all
+                workers.overrun.add(done)
+            lost = workers.are_lost()
+        if lost:
+            self._replace(workers)
 
-    def _current(self) -> Executor:
+    def _current(self) -> _Workers:
         """The executor, made first if need be: by one thread, without a lock, because the factory is the user's."""
-        while True:
-            with self._lock:
-                if self._is_interrupted:
-                    raise WorkerLost("no worker is given to it: its flow run was interrupted")
-                if self._executor is not None:
-                    return self._executor
-                made = self._made
-                mine = made is None
-                if made is None:
-                    made = self._made = threading.Event()
-            if not mine:
-                made.wait()
-                continue
-            executor = None
-            try:
-                assert self._factory is not None, "an executor that was given stays, even when it is broken"
-                executor = self._factory()
-                if forks(executor):
-                    _load_for_forks()
-                return executor
-            finally:
-                size = None if executor is None else size_of(executor)
-                with self._lock:
-                    self._executor, self._made = executor, None
-                    self._slots = None if size is None else threading.Semaphore(size)
-                made.set()
+        with self._changed:
+            while True:
+                self._check_open()
+                if self._workers is not None:
+                    return self._workers
+                if not self._is_making:
+                    break
+                self._changed.wait()
+            self._is_making = True
+        made = None
+        try:
+            assert self._factory is not None, "an executor that was given stays, even when it is broken"
+            executor = self._factory()
+            if forks(executor):
+                _load_for_forks()
+            made = _Workers(executor)
+        finally:
+            with self._changed:
+                closed, self._is_making = self._is_closed, False
+                if not closed:
+                    self._workers = made
+                self._changed.notify_all()
+        if closed:  # while the factory made it
+            _shut_down(executor, wait=False, kill=True)
+            self._check_open()
+        return made
 
-    def _is_broken(self, executor: Executor) -> None:
-        """Have the next attempt use a new one, if there can be one."""
-        with self._lock:
-            if self._factory is None or self._executor is not executor:
+    def _check_open(self) -> None:
+        if self._is_interrupted:
+            raise WorkerLost("no worker is given to it: its flow run was interrupted")
+        if self._is_closed:
+            raise WorkerLost("no worker is given to it: its task runner has ended")
+
+    def _replace(self, workers: _Workers) -> None:
+        """Have the next attempt use a new executor, if there can be one: this one is broken, or all that it does was
+        given up."""
+        with self._changed:
+            if self._factory is None or self._workers is not workers:
                 return
-            self._executor = self._slots = None
-            self.rebuilt += 1
-        _shut_down(executor, wait=False, kill=True)
+            self._workers = None
+            self._changed.notify_all()
+            is_pool = _is_standard_pool(workers.executor)  # it is killed: nothing is left
+            if not is_pool:
+                self._left.append(workers.executor)
+        _shut_down(workers.executor, wait=is_pool, kill=True)
 
     def interrupt(self) -> None:
         """End what an executor that the factory made does, as far as that can be done."""
-        with self._lock:
+        with self._changed:
             self._is_interrupted = True
         self.close(wait=False)
 
     def close(self, *, wait: bool = True) -> None:
-        """Shut down an executor that the factory made. What cannot be stopped is waited for, unless `wait` is false."""
-        if self._factory is None:
-            return
-        with self._lock:
-            executor, self._executor, self._slots = self._executor, None, None
-            overrun = bool(self._overrun)
-        if executor is not None:
-            _shut_down(executor, wait=wait, kill=overrun or not wait)
+        """Begin no attempt any more, and shut down what the factory made. What cannot be stopped is waited for, unless
+        `wait` is false."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+            if self._factory is None:
+                return
+            workers, self._workers = self._workers, None
+            left, self._left = self._left, []
+            overrun = workers is not None and bool(workers.overrun)
+        if workers is not None:
+            _shut_down(workers.executor, wait=wait, kill=overrun or not wait)
+        for executor in left:
+            _shut_down(executor, wait=wait, kill=True)
 
 
 def _shut_down(executor: Executor, *, wait: bool, kill: bool) -> None:

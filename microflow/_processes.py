@@ -254,7 +254,8 @@ class InitializerFailed(Exception):
 
 
 class AttemptTimedOut(Exception):
-    """The attempt took too long, and its process was killed."""
+    """The attempt took too long. A worker process of our own was killed; in an executor the attempt may go on, and
+    its outcome is dropped."""
 
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()

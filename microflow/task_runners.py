@@ -243,9 +243,11 @@ class ExecutorTaskRunner(DispatchingTaskRunner):
     it is first needed; that one is made anew when it breaks, and shut down with the runner. At most
     `max_workers` attempts are with the executor at a time: give the number of its workers where it does not tell
     it (a pool of the standard library and loky do), since time in a queue of its own counts for ``timeout_seconds``.
-    An attempt there cannot be stopped: a timeout gives it up. Leaving the runner kills the process of such an attempt,
-    if a function made the pool; Ctrl-C kills those of all. An executor that loses a worker loses what it says that it
-    lost, as CRASHED."""
+    An attempt there cannot be stopped: a timeout gives it up, and it fills its worker until it ends. What needs one
+    waits meanwhile, without its own ``timeout_seconds`` running. An executor that a function made is replaced when
+    nothing but such attempts fills it; in one that is given they are waited for, for ever if they never end. Leaving
+    the runner kills the process of such an attempt, if a function made the pool; Ctrl-C kills those of all. An executor
+    that loses a worker loses what it says that it lost, as CRASHED."""
 
     def __init__(self, executor: Executor | Callable[[], Executor], max_workers: int | None = None) -> None:
         given = hasattr(executor, "submit") and not isinstance(executor, type)  # a class of executors makes one

@@ -9,15 +9,18 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import queue
 import sys
 import threading
+import uuid
 from typing import Any
 
 import pytest
 
 from microflow import flow
 from microflow._executors import ExecutorCarrier, size_of
-from microflow.exceptions import CrashedRun, NotTransferable
+from microflow._processes import AttemptTimedOut
+from microflow.exceptions import CrashedRun, NotTransferable, WorkerLost
 from microflow.futures import wait
 from microflow.task_runners import ExecutorTaskRunner, ThreadPoolTaskRunner
 from tests import remote_tasks as remote
@@ -29,7 +32,7 @@ from tests.executors_support import (
     process_pool_executor,
     thread_pool_executor,
 )
-from tests.support import Gauge, task_ids, task_states
+from tests.support import PATIENCE, Gauge, task_ids, task_states
 
 
 def in_flow(body: Any, runner: Any) -> Any:
@@ -233,6 +236,144 @@ class TestWhatIsNotBelieved:
         gauge.most = 0
         in_flow(lambda: remote.sleep.map([0.01] * 12).wait(), ExecutorTaskRunner(lambda: Counting(2), 12))
         assert gauge.most <= 2, "what a factory made tells how many workers it has"
+
+
+# ------------------------------------------------------------------------------------------ what fills the workers
+
+
+class ByHand(concurrent.futures.Executor):
+    """Tells that it has one worker, or more; the test ends each of its calls."""
+
+    def __init__(self, size: int = 1) -> None:
+        self._max_workers = size
+        self.begun: queue.Queue[concurrent.futures.Future[Any]] = queue.Queue()
+        self.shutdowns: list[bool] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        future = concurrent.futures.Future[Any]()
+        assert future.set_running_or_notify_cancel()
+        self.begun.put(future)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.shutdowns.append(wait)
+
+
+class Attempt:
+    """A thread that carries an attempt, and what came of it."""
+
+    def __init__(self, carrier: ExecutorCarrier, timeout: float | None = None) -> None:
+        self.outcome: Any = None
+        self._thread = threading.Thread(target=self._carry, args=(carrier, timeout), daemon=True)
+        self._thread.start()
+
+    def _carry(self, carrier: ExecutorCarrier, timeout: float | None) -> None:
+        try:
+            self.outcome = carrier.carry(uuid.uuid4(), b"", timeout, lambda record: None)
+        except (AttemptTimedOut, WorkerLost) as error:
+            self.outcome = error
+
+    def ended(self) -> Any:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        return self.outcome
+
+
+def give_up(carrier: ExecutorCarrier, executor: ByHand) -> concurrent.futures.Future[Any]:
+    """An attempt that is given up and goes on."""
+    assert isinstance(Attempt(carrier, 0.01).ended(), AttemptTimedOut)
+    return executor.begun.get(timeout=PATIENCE)
+
+
+#: how long is waited for what must not happen
+A_WHILE = 0.1
+
+
+class TestWhatFillsTheWorkers:
+    @pytest.mark.parametrize("is_given", [True, False])
+    def test_an_attempt_waits_without_its_time_counting_until_what_was_given_up_is_over(self, is_given):
+        executor = ByHand(1 if is_given else 2)
+        carrier = ExecutorCarrier(executor, None) if is_given else ExecutorCarrier(None, lambda: executor)
+        others = [] if is_given else [Attempt(carrier)]  # as long as one of its workers is of use, it is not replaced
+        handles = [executor.begun.get(timeout=PATIENCE) for _ in others]
+        overrun = give_up(carrier, executor)
+        late = Attempt(carrier, PATIENCE)
+        with pytest.raises(queue.Empty):
+            executor.begun.get(timeout=A_WHILE)
+        overrun.set_result(b"too late")
+        executor.begun.get(timeout=PATIENCE).set_result(b"done")
+        assert late.ended() == b"done"
+        assert executor.shutdowns == []
+        for handle, other in zip(handles, others, strict=True):
+            handle.set_result(b"other")
+            assert other.ended() == b"other"
+
+    def test_an_interrupt_ends_the_wait_for_a_worker(self):
+        executor = ByHand()
+        carrier = ExecutorCarrier(executor, None)
+        give_up(carrier, executor)
+        late = Attempt(carrier)
+        carrier.interrupt()
+        error = late.ended()
+        assert isinstance(error, WorkerLost)
+        assert "its flow run was interrupted" in str(error)
+        assert executor.begun.empty()
+
+    def test_one_that_a_factory_made_is_replaced_when_nothing_else_is_left_of_it(self):
+        factory = Made(lambda: ByHand(2))
+        carrier = ExecutorCarrier(None, factory)
+        carrier._current()
+        give_up(carrier, factory.made[0])
+        give_up(carrier, factory.made[0])
+        assert factory.made[0].shutdowns == [False]
+        late = Attempt(carrier, PATIENCE)
+        while len(factory.made) == 1:
+            threading.Event().wait(0.001)
+        factory.made[1].begun.get(timeout=PATIENCE).set_result(b"done")
+        assert late.ended() == b"done"
+        carrier.close()
+        assert factory.made[0].shutdowns == [False, True], "what cannot be stopped is waited for in the end"
+        assert factory.made[1].shutdowns == [True]
+
+    @pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+    def test_a_pool_whose_attempts_were_all_given_up_is_killed_and_the_next_one_has_its_time(
+        self, start_method, tmp_path
+    ):
+        pool, path = concurrent.futures.ProcessPoolExecutor, tmp_path / "pid"
+        factory = Made(lambda: pool(1, mp_context=multiprocessing.get_context(start_method)))
+
+        def body():
+            remote.add.submit(1).result()
+            remote.endless.submit(str(path)).wait()
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(path.read_text()), 0)
+            return remote.add.with_options(timeout_seconds=PATIENCE).submit(1).result()
+
+        assert in_flow(body, ExecutorTaskRunner(factory, 1)) == 2
+        assert task_states("endless") == [["Pending", "Running", "TimedOut"]]
+        assert len(factory.made) == 2
+
+    @pytest.mark.parametrize(("end", "why"), [("interrupt", "was interrupted"), ("close", "task runner has ended")])
+    def test_an_executor_that_is_made_after_the_end_is_shut_down_and_given_nothing(self, end, why):
+        asked, release, executor = threading.Event(), threading.Event(), ByHand()
+
+        def factory() -> Any:
+            asked.set()
+            assert release.wait(PATIENCE)
+            return executor
+
+        carrier = ExecutorCarrier(None, factory)
+        first = Attempt(carrier)
+        assert asked.wait(PATIENCE)
+        second = Attempt(carrier)  # waits for what the first one makes
+        getattr(carrier, end)()
+        assert why in str(second.ended())
+        release.set()
+        error = first.ended()
+        assert isinstance(error, WorkerLost)
+        assert why in str(error)
+        assert executor.shutdowns == [False]
+        assert executor.begun.empty()
 
 
 # ------------------------------------------------------------------------------------------ what workers need not have

@@ -313,6 +313,8 @@ class TestWhatFillsTheWorkers:
         carrier = ExecutorCarrier(executor, None)
         give_up(carrier, executor)
         late = Attempt(carrier)
+        with pytest.raises(queue.Empty):
+            executor.begun.get(timeout=A_WHILE)
         carrier.interrupt()
         error = late.ended()
         assert isinstance(error, WorkerLost)

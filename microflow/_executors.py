@@ -258,12 +258,13 @@ def _kill_pool(executor: Any, wait: bool) -> None:
     """Shut a pool of the standard library down and kill its workers. What it has no method for before Python 3.14."""
     workers = list((executor._processes or {}).values())
     manager = executor._executor_manager_thread
-    executor.shutdown(wait=False, cancel_futures=True)
+    # first: a manager that found a worker dead holds the lock that shutdown() takes, until the others have ended
     for worker in workers:
         try:
             worker.kill()
         except (OSError, ValueError):  # it has ended, and was joined
             continue
+    executor.shutdown(wait=False, cancel_futures=True)
     if not wait:
         return
     deadline = time.monotonic() + GRACE

@@ -118,6 +118,20 @@ def test_other_parameters_are_recognised_though_those_of_the_first_were_too_larg
         handler({"id": "1", "value": "y" * 1_100_000}, None)
 
 
+def test_other_parameters_are_recognised_where_one_has_no_json_form_or_the_file_of_the_first_is_gone(private_home):
+    handler = lambda_handler(number_of, key=by_id, parameters=without_id)
+    handler({"id": "1", "value": 4}, None)
+    with pytest.raises(PayloadMismatch):
+        handler({"id": "1", "value": Opaque(4)}, None)
+    event = {"id": "2", "value": "x" * 100_000}
+    first = handler(event, None)
+    (file,) = (path for path in private_home.rglob("*") if path.is_file() and "x" * 1000 in path.read_text("latin-1"))
+    file.unlink()
+    assert handler(event, None) == first
+    with pytest.raises(PayloadMismatch):
+        handler({"id": "2", "value": "y" * 100_000}, None)
+
+
 def test_events_that_mean_the_same_parameters_are_the_same_start():
     """In another order, in another form that the annotation makes the same, and of a run whose log has no digest."""
     handler = lambda_handler(ACCOUNT.pay, key=by_id, parameters=without_id)
@@ -179,8 +193,11 @@ def test_a_coroutine_flow_runs_in_a_handler_that_a_loop_calls():
     assert asyncio.run(call())["result"] == 5
 
 
-def test_a_run_that_no_engine_took_is_let_go_of_and_the_next_delivery_runs_it(monkeypatch):
-    """Broken if its claim stood as long as the environment lives: each delivery would find it running."""
+@pytest.mark.filterwarnings("ignore:the parameters of")
+@pytest.mark.parametrize("value", ["x", "x" * 1_100_000], ids=["kept", "too large to be kept"])
+def test_a_run_that_no_engine_took_is_let_go_of_and_the_next_delivery_runs_it(monkeypatch, value):
+    """Broken if its claim stood as long as the environment lives: each delivery would find it running. What the log
+    does not keep of the parameters, the event has."""
     begin = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -188,13 +205,13 @@ def test_a_run_that_no_engine_took_is_let_go_of_and_the_next_delivery_runs_it(mo
             raise RuntimeError("can't start new thread")
         begin(thread)
 
-    handler = lambda_handler(echo, key=by_id, parameters=without_id)
+    handler = lambda_handler(number_of, key=by_id, parameters=without_id)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError, match="can't start new thread"):
-            handler({"id": "1", "value": 5}, Context(20))
-    answer = handler({"id": "1", "value": 5}, Context(20))
-    assert (answer["status"], answer["result"]) == ("completed", 5)
+            handler({"id": "1", "value": value}, Context(20))
+    answer = handler({"id": "1", "value": value}, Context(20))
+    assert (answer["status"], answer["result"]) == ("completed", len(value))
 
 
 # ---------------------------------------------------------------------------------------------- events

@@ -29,8 +29,8 @@ that is delivered twice, is answered with how the run stands, and its input drop
 
 Known holes: plain code between two boundaries is not interrupted, nor is a pause in a task or subflow, nor the delay
 before a subflow's retry, so a margin that is shorter than the longest task is a hope; a run whose parameters could not
-be kept (more than 1 MiB) is not suspended; owners are known alive by locks on files, so environments that share a home
-need a file system on which those work.
+be kept (more than 1 MiB) is not suspended, and only the next delivery of its event goes on with it; owners are known
+alive by locks on files, so environments that share a home need a file system on which those work.
 """
 
 from __future__ import annotations
@@ -224,18 +224,20 @@ class _Invocation:
                     f"flow run {run_id} was started under the key {key!r} with other parameters: "
                     f"{recorded.flow_run.parameters}. Use a key of its own for each payload"
                 ) from None
-            return self._start_again(str(run_id), time_left)
+            same_event = digest is not None and digest == recorded.header.get("given")
+            needed = same_event and recorded.header.get("parameters") is None
+            return self._start_again(str(run_id), parameters if needed else None, time_left)
         return self._run(live, parameters, time_left, 0)
 
-    def _start_again(self, run_id: str, time_left: TimeLeft) -> Answer:
+    def _start_again(self, run_id: str, parameters: dict[str, Any] | None, time_left: TimeLeft) -> Answer:
         """Answer a start that was delivered before: with how its run stands, and once more with how it went on if its
-        time ran out or its process died."""
+        time ran out or its process died. `parameters` are those of a run whose log does not keep them."""
         state = current_client().fold(run_id).flow_run.state
         if ran_out_of_time(state):
             return self._resume(run_id, time_left, None, 0)
         if state is None or state.is_paused() or state.is_final():
             return self._report(run_id)
-        return self._go_on(run_id, time_left, 0)
+        return self._go_on(run_id, time_left, 0, parameters)
 
     def _resume(self, run_id: str, time_left: TimeLeft, given: dict[str, Any] | None, hops: int) -> Answer:
         """Let a run go on that waits, and go on with one that nobody runs."""
@@ -260,10 +262,15 @@ class _Invocation:
                 raise InvalidEvent(f"event['microflow']['input']: {problem}") from problem
         return self._go_on(run_id, time_left, hops)
 
-    def _go_on(self, run_id: str, time_left: TimeLeft, hops: int) -> Answer:
-        """Run a run that nobody runs."""
+    def _go_on(
+        self, run_id: str, time_left: TimeLeft, hops: int, parameters: dict[str, Any] | None = None
+    ) -> Answer:
+        """Run a run that nobody runs, with the parameters that its log keeps unless they are given."""
         try:
-            live, parameters, _ = take_over(self.flow, run_id, patience=time_left.seconds)
+            if parameters is None:
+                live, parameters, _ = take_over(self.flow, run_id, patience=time_left.seconds)
+            else:
+                live = current_client().claim(run_id, patience=time_left.seconds)
         except RunningElsewhere:
             return self._report_or_continue(run_id, hops)
         except NotPausedError:
@@ -357,12 +364,14 @@ def _has_other_parameters(run: Run, flow: Flow[Any, Any], parameters: dict[str, 
         return False
     try:
         kept = run.parameters_document()
-        if kept is not None:
-            bound = flow.bound_names
-            given = to_json({name: value for name, value in parameters.items() if name not in bound})
-            return json.dumps(kept, sort_keys=True) != json.dumps(given, sort_keys=True)
-    except (MicroflowException, ValueError):  # a file that is gone, or parameters that have no such form
-        pass
+    except (MicroflowException, ValueError):  # its file is gone, or damaged
+        kept = None
+    if kept is not None:
+        try:
+            given = to_json({name: value for name, value in parameters.items() if name not in flow.bound_names})
+        except (MicroflowException, ValueError):  # what has no JSON form is not what was kept as JSON
+            return True
+        return json.dumps(kept, sort_keys=True) != json.dumps(given, sort_keys=True)
     return digest is not None and recorded is not None
 
 

@@ -69,6 +69,7 @@ ASSETS = f"{__name__.rpartition('.')[0]}._assets"
 
 #: why a worker was killed whose run was cancelled
 CANCELLED = "the run was cancelled"
+LEFT = "no worker process runs it: its runner was left"
 
 
 class PackedCall:
@@ -232,6 +233,7 @@ class ProcessCarrier:
         self._gone: list[Launcher] = []
         self._idle: list[Worker] = []
         self._busy: dict[UUID, Worker] = {}
+        self._closed = False
 
     def carry(self, run_id: UUID, payload: bytes, timeout: float | None, on_log: OnLog) -> bytes:
         """See :class:`Carrier`. The clock of `timeout` runs from the moment when a worker is ready."""
@@ -240,16 +242,27 @@ class ProcessCarrier:
             idle = self._take_idle() if may_repeat else None
             worker = idle or self._start()
             with self._lock:
-                self._busy[run_id] = worker
+                closed = self._closed
+                if not closed:
+                    self._busy[run_id] = worker
+            if closed:
+                worker.end()
+                raise WorkerLost(LEFT)
+            outcome: bytes | None = None
+            lost: WorkerLost | None = None
             try:
                 outcome = worker.call(payload, timeout, on_log)
-            except WorkerLost:
-                if worker.killed_for != CANCELLED:
-                    raise
-                raise AttemptCancelled(f"Its worker process was killed: {CANCELLED}.") from None
+            except WorkerLost as error:
+                lost = error
             finally:
                 with self._lock:
                     del self._busy[run_id]
+                    cancelled = worker.killed_for == CANCELLED
+            if cancelled:  # also when its outcome had come: that it was killed has been answered
+                worker.end()
+                raise AttemptCancelled(f"Its worker process was killed: {CANCELLED}.")
+            if lost is not None:
+                raise lost
             if outcome is not None:
                 self._give_back(worker)
                 return outcome
@@ -267,6 +280,8 @@ class ProcessCarrier:
             launcher = None
             try:
                 with self._lock:
+                    if self._closed:
+                        raise WorkerLost(LEFT)
                     launcher = self._launcher
                     if launcher is None:
                         launcher = self._launcher = LAUNCHERS[self._start_method]()
@@ -305,13 +320,14 @@ class ProcessCarrier:
 
     def kill(self, run_id: UUID) -> bool:
         """Kill the process that a run's attempt runs in, because the run was cancelled; False when none does."""
-        with self._lock:
+        with self._lock:  # while it is killed, too: or it might have begun with another run
             worker = self._busy.get(run_id)
-        return worker is not None and worker.kill(CANCELLED)
+            return worker is not None and worker.kill(CANCELLED)
 
     def kill_all(self, why: str) -> None:
-        """Kill every process that runs an attempt now."""
+        """Kill every process that runs an attempt now; no other attempt is begun."""
         with self._lock:
+            self._closed = True
             busy = list(self._busy.values())
         for worker in busy:
             worker.kill(why)
@@ -324,6 +340,7 @@ class ProcessCarrier:
     def close(self) -> None:
         """End all workers and what started them. No call is under way any more."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
             launchers, self._launcher, self._gone = [*self._gone, self._launcher], None, []
         for worker in idle:

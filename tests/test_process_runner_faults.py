@@ -13,11 +13,13 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from microflow import _processes
-from microflow.task_runners import ProcessPoolTaskRunner
+from microflow.exceptions import WorkerLost
+from microflow.task_runners import Cancellation, ProcessPoolTaskRunner
 from tests import remote_tasks as remote
 from tests.kill_support import PATIENCE, environment, wait_until
 
@@ -187,3 +189,33 @@ class TestWorkersThatCannotBe:
             first = runner.submit(remote.pid_of_one_that_leaves_a_child, {}).result()
             os.kill(first, signal.SIGKILL)
             assert runner.submit(remote.length, {"things": b"x" * (8 << 20)}).result() == 8 << 20
+
+
+class TestCancels:
+    def test_a_canceller_that_is_slow_kills_no_other_run_and_its_answer_holds(self, monkeypatch, tmp_path):
+        """Its thread looked up whose worker that is, and the run ends before the signal is sent."""
+        started, go = tmp_path / "started", tmp_path / "go"
+        kill = _processes.Worker.kill
+
+        def kill_later(worker: _processes.Worker, why: str) -> bool:
+            go.touch()
+            first.wait(0.5)
+            return kill(worker, why)
+
+        with ProcessPoolTaskRunner(1) as runner:
+            first = runner.submit(remote.touch_and_wait, {"started": str(started), "go": str(go)})
+            second = runner.submit(remote.add, {"x": 1})
+            assert wait_until(started.exists)
+            monkeypatch.setattr(_processes.Worker, "kill", kill_later)
+            assert runner.cancel(first) is Cancellation.KILLED
+            monkeypatch.undo()
+            first.wait()
+            assert first.state.is_cancelled()
+            assert second.result() == 2
+
+    def test_a_thread_that_asks_for_a_worker_after_the_runner_was_left_gets_none(self):
+        with ProcessPoolTaskRunner(1) as runner:
+            carrier = runner.carrier()
+        with pytest.raises(WorkerLost, match="its runner was left"):
+            carrier.carry(uuid4(), b"", None, lambda _: None)
+        assert not carrier.pids()
